@@ -1,0 +1,1 @@
+"""The write path: sources become entries, chunks, packs, trees, manifests and refs."""

@@ -1,0 +1,70 @@
+"""Where each object lies in the store: keys only, no I/O. docs/FORMAT.md explains the write order."""
+
+from __future__ import annotations
+
+from floe.store.ids import ModelRef, check_hexdigest, check_oci_digest
+
+STORE_KEY = "floe.json"
+PACKS, PACK_INDEXES, CHUNK_TABLES = "packs", "indexes", "chunks"
+TREES, MANIFESTS = "trees", "manifests"
+MODEL_REFS, LAYER_REFS, CHAIN_REFS = "refs/models", "refs/layers", "refs/chains"
+IMAGE_REFS, ATTACHMENT_REFS = "refs/images", "refs/attachments"
+
+
+def _sharded(prefix: str, digest: str) -> str:
+    # Two hex digits first: S3 scales requests by prefix, and a local folder stays listable.
+    return f"{prefix}/{check_hexdigest(digest)[:2]}/{digest}"
+
+
+def pack_key(pack_id: str) -> str:
+    """The pack object: its frames, as stored, one after another."""
+    return _sharded(PACKS, pack_id)
+
+
+def pack_index_key(pack_id: str) -> str:
+    """The pack index, whose blake3 is the pack id."""
+    return _sharded(PACK_INDEXES, pack_id)
+
+
+def chunk_table_key(pack_id: str) -> str:
+    """The pack's chunk table: read only when pushing, to find what is stored already."""
+    return _sharded(CHUNK_TABLES, pack_id)
+
+
+def tree_key(tree_digest: str) -> str:
+    """The tree object; named by the blake3 of the EROFS image inside."""
+    return _sharded(TREES, tree_digest)
+
+
+def manifest_key(digest: str) -> str:
+    """A manifest, named by the blake3 of its bytes."""
+    return _sharded(MANIFESTS, digest)
+
+
+def model_ref_key(ref: ModelRef) -> str:
+    """`refs/models/[org/]name/tag`."""
+    return f"{MODEL_REFS}/{ref.name}/{ref.tag}"
+
+
+def _oci(prefix: str, digest: str) -> str:
+    return f"{prefix}/{check_oci_digest(digest).replace(':', '/')}"
+
+
+def layer_ref_key(diff_id: str) -> str:
+    """The ref of the layer with this diff id (`sha256:<hex>`)."""
+    return _oci(LAYER_REFS, diff_id)
+
+
+def chain_ref_key(chain_id: str) -> str:
+    """What diff id, and which parent chain, a chain id stands for."""
+    return _oci(CHAIN_REFS, chain_id)
+
+
+def image_ref_key(manifest_digest: str) -> str:
+    """The image record of an OCI image manifest."""
+    return _oci(IMAGE_REFS, manifest_digest)
+
+
+def attachment_ref_key(manifest_digest: str) -> str:
+    """Which models an attached image carries; keeps them from garbage collection."""
+    return _oci(ATTACHMENT_REFS, manifest_digest)

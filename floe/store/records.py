@@ -1,0 +1,184 @@
+"""The JSON objects: manifests, refs, chain, image and attachment records. Pure; see docs/FORMAT.md.
+
+All are canonical JSON (keys sorted, no spaces, UTF-8, no NaN), carry `format` and `version`, and a reader
+ignores keys it does not know within a version. `encryption` and `signatures` are reserved: null and [].
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from floe.store.errors import DamagedError, UnsupportedError
+from floe.store.ids import Buffer, hexdigest
+
+VERSION = 1
+KIND_LAYER, KIND_MODEL = "layer", "model"
+R = TypeVar("R", bound="Record")
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON with one spelling only, so that equal values have equal digests."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+@dataclass(frozen=True)
+class Record:
+    """Base of the JSON objects: `FORMAT` names the kind on disk."""
+
+    FORMAT: ClassVar[str] = ""
+
+    def encode(self) -> bytes:
+        """The object's bytes."""
+        return canonical_json({"format": self.FORMAT, "version": VERSION, **asdict(self)})
+
+    @property
+    def digest(self) -> str:
+        """blake3 of `encode()`, in hex."""
+        return hexdigest(self.encode())
+
+    @classmethod
+    def decode(cls: type[R], data: Buffer, key: str) -> R:
+        """Parse the object found at `key`; DamagedError or UnsupportedError names that key."""
+        try:
+            value = json.loads(bytes(data))
+            kind, version = value.pop("format"), value.pop("version")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{key} is not a {cls.FORMAT} record: {error}") from error
+        if kind != cls.FORMAT:
+            raise DamagedError(f"{key} holds a {kind!r} record, not {cls.FORMAT!r}")
+        if version != VERSION:
+            raise UnsupportedError(
+                f"{key} has format version {version}; this Floe reads version {VERSION}",
+                hint="upgrade Floe on this node",
+            )
+        try:
+            return cls._from_json(value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedError(f"{key} is not a valid {cls.FORMAT} record: {error!r}") from error
+
+    @classmethod
+    def _from_json(cls: type[R], value: dict[str, Any]) -> R:
+        known = cls.__dataclass_fields__
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known})
+
+
+@dataclass(frozen=True)
+class TreeEntry:
+    """A tree: `digest` of its EROFS image and that image's `size` in bytes."""
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class PackEntry:
+    """A pack as a manifest names it; sizes in bytes. The order is that of the tree's device table."""
+
+    id: str
+    content_size: int
+    stored_size: int
+    frame_size: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a tree presents: regular `files`, all `inodes`, `content` bytes (each hard link once)."""
+
+    files: int
+    inodes: int
+    content: int
+
+
+@dataclass(frozen=True)
+class Manifest(Record):
+    """One layer or model version. `kind` is KIND_LAYER or KIND_MODEL; `created` is RFC 3339, UTC."""
+
+    FORMAT: ClassVar[str] = "floe.manifest"
+
+    kind: str
+    tree: TreeEntry
+    packs: tuple[PackEntry, ...]
+    sizes: Sizes
+    source: str
+    created: str
+    labels: dict[str, str] = field(default_factory=dict)
+    encryption: None = None
+    signatures: tuple[dict[str, str], ...] = ()
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> Manifest:
+        if value.get("encryption") is not None:
+            raise UnsupportedError("this manifest is encrypted", hint="upgrade Floe on this node")
+        return cls(
+            kind=value["kind"],
+            tree=TreeEntry(**value["tree"]),
+            packs=tuple(PackEntry(**p) for p in value["packs"]),
+            sizes=Sizes(**value["sizes"]),
+            source=value["source"],
+            created=value["created"],
+            labels=dict(value["labels"]),
+            signatures=tuple(value["signatures"]),
+        )
+
+
+@dataclass(frozen=True)
+class StoreRecord(Record):
+    """`floe.json`: marks a store; `uuid` tells two stores apart."""
+
+    FORMAT: ClassVar[str] = "floe.store"
+
+    uuid: str
+    created: str
+
+
+@dataclass(frozen=True)
+class Ref(Record):
+    """A model's tag or a layer's diff id: names a `manifest` by digest; `updated` is RFC 3339, UTC."""
+
+    FORMAT: ClassVar[str] = "floe.ref"
+
+    manifest: str
+    updated: str
+
+
+@dataclass(frozen=True)
+class ChainRecord(Record):
+    """What a chain id stands for: the topmost layer's `diff_id` and the `parent` chain id (None: bottom)."""
+
+    FORMAT: ClassVar[str] = "floe.chain"
+
+    diff_id: str
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageRecord(Record):
+    """An indexed OCI image: where it was seen (`names`), its `platform`, its layers bottom first.
+
+    `manifest_digest` is the OCI manifest's digest (`sha256:<hex>`), the record's name; `size` is the sum of the
+    layers' blob sizes in bytes, what an ordinary pull would download.
+    """
+
+    FORMAT: ClassVar[str] = "floe.image"
+
+    manifest_digest: str
+    names: tuple[str, ...]
+    platform: str
+    diff_ids: tuple[str, ...]
+    chain_ids: tuple[str, ...]
+    size: int
+    indexed: str
+
+
+@dataclass(frozen=True)
+class AttachmentRecord(Record):
+    """The models an attached image carries: each {`name`, `manifest`, `tree`, `path`}."""
+
+    FORMAT: ClassVar[str] = "floe.attachment"
+
+    target: str
+    source: str
+    models: tuple[dict[str, str], ...]
+    created: str

@@ -1,0 +1,55 @@
+"""The tree object: an EROFS image in an envelope. Pure; the byte table is in docs/FORMAT.md.
+
+The object is named by the blake3 of the EROFS image inside, so that the name does not change with compression.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import zstandard
+
+from floe.store.errors import DamagedError, UnsupportedError
+from floe.store.ids import Buffer, hexdigest
+
+VERSION = 1
+MAX_IMAGE = 4 << 30  # bytes; refuses an absurd size before memory is asked for
+CODEC_RAW, CODEC_ZSTD = 0, 1
+_MAGIC = b"FLOETREE"
+# magic, version, flags, codec, zero, image bytes, encryption key id (zero: not encrypted)
+_HEADER = struct.Struct("<8sHHB3xQ32s8x")
+HEADER_BYTES = _HEADER.size
+
+
+def encode_tree(image: Buffer) -> bytes:
+    """The tree object of an EROFS image: zstd when that saves at least a tenth, else raw."""
+    packed = zstandard.ZstdCompressor(level=3).compress(image)
+    codec, body = (CODEC_ZSTD, packed) if len(packed) * 10 <= len(image) * 9 else (CODEC_RAW, bytes(image))
+    return _HEADER.pack(_MAGIC, VERSION, 0, codec, len(image), bytes(32)) + body
+
+
+def decode_tree(data: Buffer, tree_digest: str) -> bytes:
+    """The EROFS image, verified. Raises DamagedError or UnsupportedError."""
+    what = f"tree {tree_digest}"
+    hint = "push its model or index its image again"
+    if len(data) < _HEADER.size:
+        raise DamagedError(f"{what} is truncated: {len(data)} bytes", hint=hint)
+    magic, version, flags, codec, size, key_id = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        raise DamagedError(f"{what} has no tree header", hint=hint)
+    if version != VERSION or flags or any(key_id) or codec not in (CODEC_RAW, CODEC_ZSTD):
+        raise UnsupportedError(
+            f"{what} has format version {version}, flags {flags:#x}, codec {codec}; this Floe reads version {VERSION}",
+            hint="upgrade Floe on this node",
+        )
+    body = memoryview(data)[_HEADER.size :]
+    if size > MAX_IMAGE:
+        raise DamagedError(f"{what} claims {size} bytes", hint=hint)
+    if codec == CODEC_ZSTD:
+        try:
+            body = memoryview(zstandard.ZstdDecompressor().decompress(body, max_output_size=size))
+        except zstandard.ZstdError as error:
+            raise DamagedError(f"{what} cannot be decompressed: {error}", hint=hint) from error
+    if len(body) != size or hexdigest(body) != tree_digest:
+        raise DamagedError(f"{what} does not match its digest", hint=hint)
+    return bytes(body)

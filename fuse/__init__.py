@@ -1,0 +1,1 @@
+"""The read path: /dev/fuse protocol, session, keeper, worker and pack reader."""
