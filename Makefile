@@ -2,7 +2,7 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: check test demo bench format protos
+.PHONY: check test soak demo bench format protos
 
 check:
 	$(VENV)/bin/ruff format --check .
@@ -16,6 +16,10 @@ format:
 
 test:
 	install/test.sh
+
+# Ten minutes of random kills; SOAK="--seconds 60 --seed 1" for other than that.
+soak:
+	PYTHONPATH=tests $(PY) tests/soak/soak.py $(SOAK)
 
 demo:
 	install/demo.sh

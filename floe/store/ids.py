@@ -101,7 +101,7 @@ class ModelRef:
 def _check_name(name: str, text: str) -> str:
     parts = name.split("/")
     if len(parts) > 2:
-        raise BadInputError(f"model name {text!r} has more than one '/': use [ORG/]NAME[:TAG]")
+        raise BadInputError(f"model name {text!r} is not valid: it has more than one '/'", hint="use [ORG/]NAME[:TAG]")
     for part in parts:
         _check_part(part, "name", text)
     return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from floe.store.errors import BadInputError
 from floe.store.ids import ModelRef, check_hexdigest, check_oci_digest
 
 STORE_KEY = "floe.json"
@@ -9,6 +10,7 @@ PACKS, PACK_INDEXES, CHUNK_TABLES = "packs", "indexes", "chunks"
 TREES, MANIFESTS = "trees", "manifests"
 MODEL_REFS, LAYER_REFS, CHAIN_REFS = "refs/models", "refs/layers", "refs/chains"
 IMAGE_REFS, ATTACHMENT_REFS = "refs/images", "refs/attachments"
+NO_ORG = "_"  # where an org would stand; no valid name begins so
 
 
 def _sharded(prefix: str, digest: str) -> str:
@@ -42,8 +44,23 @@ def manifest_key(digest: str) -> str:
 
 
 def model_ref_key(ref: ModelRef) -> str:
-    """`refs/models/[org/]name/tag`."""
-    return f"{MODEL_REFS}/{ref.name}/{ref.tag}"
+    """`refs/models/<org, or _>/<name>/<tag>`; BadInputError for a ref that has no tag.
+
+    Always three levels, for in a folder the tag `b` of model `a` and the tags of `a/b` would want the same name.
+    """
+    if ref.tag is None:
+        raise BadInputError(f"{ref} names a digest, not a tag", hint="use NAME:TAG")
+    org, _, name = ref.name.rpartition("/")
+    return f"{MODEL_REFS}/{org or NO_ORG}/{name}/{ref.tag}"
+
+
+def parse_model_ref_key(key: str) -> ModelRef:
+    """The model that `model_ref_key` gave this key; BadInputError when it gave none."""
+    parts = key.removeprefix(f"{MODEL_REFS}/").split("/")
+    if len(parts) != 3:
+        raise BadInputError(f"{key} is not a model's ref")
+    org, name, tag = parts
+    return ModelRef.parse(f"{name}:{tag}" if org == NO_ORG else f"{org}/{name}:{tag}")
 
 
 def _oci(prefix: str, digest: str) -> str:

@@ -25,9 +25,10 @@ def canonical_json(value: object) -> bytes:
 
 @dataclass(frozen=True)
 class Record:
-    """Base of the JSON objects: `FORMAT` names the kind on disk."""
+    """Base of the JSON objects: `FORMAT` names the kind on disk, `REPAIR` says what to do about a damaged one."""
 
     FORMAT: ClassVar[str] = ""
+    REPAIR: ClassVar[str] = "push its model or index its image again"
 
     def encode(self) -> bytes:
         """The object's bytes."""
@@ -45,9 +46,9 @@ class Record:
             value = json.loads(bytes(data))
             kind, version = value.pop("format"), value.pop("version")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"{key} is not a {cls.FORMAT} record: {error}") from error
+            raise DamagedError(f"{key} is not a {cls.FORMAT} record", hint=cls.REPAIR) from error
         if kind != cls.FORMAT:
-            raise DamagedError(f"{key} holds a {kind!r} record, not {cls.FORMAT!r}")
+            raise DamagedError(f"{key} holds a {kind!r} record, not {cls.FORMAT!r}", hint=cls.REPAIR)
         if version != VERSION:
             raise UnsupportedError(
                 f"{key} has format version {version}; this Floe reads version {VERSION}",
@@ -56,7 +57,9 @@ class Record:
         try:
             return cls._from_json(value)
         except (KeyError, TypeError, ValueError) as error:
-            raise DamagedError(f"{key} is not a valid {cls.FORMAT} record: {error!r}") from error
+            raise DamagedError(
+                f"{key} is a {cls.FORMAT} record with missing or wrong fields", hint=cls.REPAIR
+            ) from error
 
     @classmethod
     def _from_json(cls: type[R], value: dict[str, Any]) -> R:
@@ -128,6 +131,7 @@ class StoreRecord(Record):
     """`floe.json`: marks a store; `uuid` tells two stores apart."""
 
     FORMAT: ClassVar[str] = "floe.store"
+    REPAIR: ClassVar[str] = "delete it: the next push makes another, and indexes are filled anew from the store"
 
     uuid: str
     created: str

@@ -47,7 +47,11 @@ def decode_tree(data: Buffer, tree_digest: str) -> bytes:
         raise DamagedError(f"{what} claims {size} bytes", hint=hint)
     if codec == CODEC_ZSTD:
         try:
-            body = memoryview(zstandard.ZstdDecompressor().decompress(body, max_output_size=size))
+            # The frame's own size is what the library allocates, whatever max_output_size says: check it first.
+            if zstandard.frame_content_size(body) not in (size, -1):
+                raise DamagedError(f"{what} does not match its size", hint=hint)
+            unpacked = zstandard.ZstdDecompressor().decompress(body, max_output_size=size, allow_extra_data=False)
+            body = memoryview(unpacked)
         except zstandard.ZstdError as error:
             raise DamagedError(f"{what} cannot be decompressed: {error}", hint=hint) from error
     if len(body) != size or hexdigest(body) != tree_digest:

@@ -1,1 +1,33 @@
-"""Indexes behind one interface: SQLite here."""
+"""Indexes behind one interface. `open_index` picks one by its address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from floe.store.errors import BadInputError
+from floe.store.index.base import ChunkPlace, Index
+from floe.store.index.null import NullIndex
+
+__all__ = ["ChunkPlace", "Index", "NullIndex", "open_index"]
+
+_EXAMPLES = "use sqlite:/abs/path.db or none"
+
+
+def open_index(url: str | None) -> Index:
+    """The index at `url`: `sqlite:/abs/path`, or `none` (also None and the empty string).
+
+    Nothing is read or created yet. Raises BadInputError for an address of another form.
+    """
+    if not url or url == "none":
+        return NullIndex()
+    scheme, _, path = url.partition(":")
+    if scheme != "sqlite":
+        raise BadInputError(f"index address {url!r} is of an unknown kind", hint=_EXAMPLES)
+    if path.startswith("///"):
+        path = path[2:]
+    if not path.startswith("/") or path.endswith("/"):
+        raise BadInputError(f"index address {url!r} is not sqlite:/abs/path", hint=_EXAMPLES)
+    # sqlite3 is loaded only where it is used: `floe --help` has 0.2 s.
+    from floe.store.index.sqlite import SqliteIndex  # noqa: PLC0415 - lazy, as said above
+
+    return SqliteIndex(Path(path))

@@ -1,0 +1,83 @@
+"""What is timed. Each returns seconds; each starts with the files' pages out of the page cache.
+
+The `cold` ones drop everything from the machine's page, dentry and inode caches, so that metadata and data come from
+the disk, as at a container's first start; the others leave metadata and the file behind the mount (the image, the node
+cache's packs) in memory, so that the way through the file systems is what is measured.
+"""
+
+import functools
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+BUFFER = 1 << 20
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for base, _, names in os.walk(folder):
+        yield from (Path(base) / name for name in names)
+
+
+def _read(path: Path, buffer: bytearray) -> int:
+    total = 0
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            total += count
+    return total
+
+
+def _forget(path: Path) -> None:
+    # Per file: dropping the whole machine's cache is bimodal where the hypervisor takes free pages back.
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def _forget_all() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def read_large(folder: Path, *, cold: bool = False) -> float:
+    """Read the large file from start to end, 1 MiB at a time."""
+    path, buffer = folder / "large.bin", bytearray(BUFFER)
+    _forget(path)
+    if cold:
+        _forget_all()
+    start = time.perf_counter()
+    _read(path, buffer)
+    return time.perf_counter() - start
+
+
+def read_small(folder: Path, *, cold: bool = False) -> float:
+    """Walk the tree of small files and read every one."""
+    buffer = bytearray(BUFFER)
+    for path in _files(folder / "small"):
+        _forget(path)
+    if cold:
+        _forget_all()
+    start = time.perf_counter()
+    for path in _files(folder / "small"):
+        _read(path, buffer)
+    return time.perf_counter() - start
+
+
+def find(folder: Path) -> float:
+    """`find -ls` over the small files, with no dentry, inode or metadata block cached."""
+    _forget_all()
+    start = time.perf_counter()
+    subprocess.run(["find", str(folder / "small"), "-ls"], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+WORKLOADS: dict[str, Callable[[Path], float]] = {
+    "read large": read_large,
+    "read small": read_small,
+    "read large, cold": functools.partial(read_large, cold=True),
+    "read small, cold": functools.partial(read_small, cold=True),
+    "find, cold": find,
+}

@@ -1,0 +1,224 @@
+"""`floe image`: index, ls, show, rm and attach."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from floe.cli import output
+from floe.cli.context import make_spool, open_catalog
+from floe.cli.names import parse_placed_model
+from floe.cli.options import PUSHING, Commands, add_command, add_commands, add_json, add_settings, settings_of
+from floe.cli.sizes import format_size
+from floe.store.errors import BadInputError, NotFoundError
+
+if TYPE_CHECKING:
+    from floe.store.catalog import Catalog
+    from floe.store.records import ImageRecord
+
+_SOURCES = "HOST/NAME[:TAG|@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]"
+
+
+def add_parser(commands: Commands) -> None:
+    """Add `floe image` and its commands."""
+    below = add_commands(add_command(commands, "image", "Index, list, show and remove images; attach models."))
+    index = add_command(below, "index", "Make an image's layers mountable lazily.", run_index)
+    index.add_argument("image", metavar="REF", help=_SOURCES)
+    listing = add_command(below, "ls", "List indexed images.", run_ls)
+    show = add_command(below, "show", "Show one indexed image.", run_show)
+    remove = add_command(below, "rm", "Remove an image's record; layers are shared and left to gc.", run_rm)
+    for parser in (show, remove):
+        parser.add_argument("image", metavar="REF", help="a name under which it was indexed, or its manifest's digest")
+    attach = add_command(below, "attach", "Make an image that also carries models, as stub layers.", run_attach)
+    attach.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    attach.add_argument("target", metavar="TARGET", help="where the new image goes, in the same grammar")
+    attach.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME[:TAG]=PATH",
+        help="a model and where a container sees it",
+    )
+    for parser in (index, attach):
+        parser.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
+        parser.add_argument("--plain-http", action="store_true", help="talk to the registry without TLS")
+    add_settings(index, *PUSHING)
+    for parser in (index, listing, show, remove, attach):
+        add_json(parser)
+
+
+def run_index(args: argparse.Namespace) -> int:
+    """Index an image: each layer not yet known is stored, then the image is recorded."""
+    settings = settings_of(args)
+    from floe.ingest.oci.image import index_image  # noqa: PLC0415 - lazy: keeps --help fast
+
+    make_spool(settings)
+    with open_catalog(settings) as catalog, output.progress(f"index {args.image}", wanted=not args.json) as progress:
+        result = index_image(
+            catalog,
+            args.image,
+            platform=args.platform,
+            plain_http=args.plain_http,
+            spool_dir=settings.spool,
+            workers=settings.workers,
+            progress=progress,
+        )
+        shown = describe(catalog, result.record)
+    if args.json:
+        new = {"new_layers": result.new_layers, "new_packs": result.new_packs, "new_bytes": result.new_bytes}
+        output.print_json({**shown, **new, "warnings": list(result.warnings)})
+        return 0
+    for warning in result.warnings:
+        output.note(f"warning: {warning}")
+    output.line(f"{args.image} is {result.record.manifest_digest} ({result.record.platform})")
+    output.line(
+        f"{len(shown['layers'])} layers, {result.new_layers} of them new; "
+        f"{format_size(result.new_bytes)} stored anew in {result.new_packs} packs"
+    )
+    return 0
+
+
+def run_ls(args: argparse.Namespace) -> int:
+    """All image records."""
+    settings = settings_of(args)
+    with open_catalog(settings) as catalog:
+        records = list(catalog.images())
+    if args.json:
+        output.print_json([_summary(record) for record in records])
+        return 0
+    output.table(
+        ("NAME", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "INDEXED"),
+        (
+            (
+                ", ".join(record.names) or "-",
+                record.manifest_digest.removeprefix("sha256:")[:12],
+                record.platform,
+                str(len(record.diff_ids)),
+                format_size(record.size),
+                record.indexed,
+            )
+            for record in records
+        ),
+    )
+    return 0
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """One image: names, layers, and what of them is stored."""
+    settings = settings_of(args)
+    with open_catalog(settings) as catalog:
+        shown = describe(catalog, find(catalog, args.image))
+    if args.json:
+        output.print_json(shown)
+        return 0
+    models = [f"{model['name']} at {model['path']}" for model in shown["models"]]
+    output.pairs(
+        (
+            *(("name", name) for name in shown["names"]),
+            ("digest", shown["digest"]),
+            ("platform", shown["platform"]),
+            ("pull size", format_size(shown["size_bytes"])),
+            ("indexed", shown["indexed"]),
+            *(("model", text) for text in models),
+        )
+    )
+    output.line()
+    output.table(
+        ("DIFF ID", "CONTENT", "FILES", "PACKS", "STATE"),
+        (
+            (layer["diff_id"], format_size(layer["content_bytes"]), str(layer["files"]), str(layer["packs"]), "indexed")
+            if layer["indexed"]
+            else (layer["diff_id"], "", "", "", "model" if shown["models"] else "not indexed")
+            for layer in shown["layers"]
+        ),
+    )
+    return 0
+
+
+def run_rm(args: argparse.Namespace) -> int:
+    """Remove an image's record."""
+    settings = settings_of(args)
+    with open_catalog(settings) as catalog:
+        record = find(catalog, args.image)
+        catalog.remove_image(record.manifest_digest)
+    if args.json:
+        output.print_json(_summary(record))
+    else:
+        output.line(f"removed the record of {', '.join(record.names) or args.image}, {record.manifest_digest}")
+    return 0
+
+
+def run_attach(args: argparse.Namespace) -> int:
+    """Publish TARGET: SOURCE with a stub layer for each model."""
+    settings = settings_of(args)
+    models = [parse_placed_model(text) for text in args.model]
+    paths = [path for _, path in models]
+    if len(set(paths)) != len(paths):
+        raise BadInputError("two models are given the same path", hint="give each --model a path of its own")
+    from floe.ingest.oci.attach import attach  # noqa: PLC0415 - lazy: keeps --help fast
+
+    with open_catalog(settings) as catalog, output.progress(f"attach {args.target}", wanted=not args.json) as progress:
+        result = attach(
+            catalog,
+            args.source,
+            args.target,
+            models,
+            platform=args.platform,
+            plain_http=args.plain_http,
+            progress=progress,
+        )
+    placed = [{"name": str(ref), "path": path} for ref, path in models]
+    if args.json:
+        copied = {"digest": result.digest, "copied_bytes": result.copied_bytes, "models": placed}
+        output.print_json({"source": args.source, "target": result.target, **copied})
+        return 0
+    output.line(f"{result.target} is {result.digest}, {format_size(result.copied_bytes)} copied")
+    for model in placed:
+        output.line(f"{model['name']} at {model['path']}")
+    return 0
+
+
+def find(catalog: Catalog, text: str) -> ImageRecord:
+    """The record of the image called `text`, written out or short (`app` for `docker.io/library/app:latest`)."""
+    from floe.ingest.oci.references import parse_image_ref  # noqa: PLC0415 - lazy: keeps --help fast
+
+    try:
+        return catalog.find_image(text)
+    except NotFoundError:
+        with contextlib.suppress(BadInputError):
+            full = str(parse_image_ref(text))
+            if full != text:
+                return catalog.find_image(full)
+        raise
+
+
+def describe(catalog: Catalog, record: ImageRecord) -> dict[str, Any]:
+    """An image as --json shows it; sizes in bytes, layers bottom first."""
+    layers: list[dict[str, Any]] = []
+    for diff_id, chain_id in zip(record.diff_ids, record.chain_ids, strict=True):
+        found = catalog.layer(diff_id)
+        layer: dict[str, Any] = {"diff_id": diff_id, "chain_id": chain_id, "indexed": found is not None}
+        if found is not None:
+            digest, manifest = found
+            layer |= {
+                "manifest": digest,
+                "tree": manifest.tree.digest,
+                "content_bytes": manifest.sizes.content,
+                "files": manifest.sizes.files,
+                "packs": len(manifest.packs),
+            }
+        layers.append(layer)
+    attachment = catalog.attachment(record.manifest_digest)
+    return {**_summary(record), "layers": layers, "models": list(attachment.models) if attachment else []}
+
+
+def _summary(record: ImageRecord) -> dict[str, Any]:
+    return {
+        "digest": record.manifest_digest,
+        "names": list(record.names),
+        "platform": record.platform,
+        "size_bytes": record.size,
+        "indexed": record.indexed,
+        "diff_ids": list(record.diff_ids),
+    }

@@ -1,0 +1,49 @@
+"""The `floe` command: parses the command line and runs the noun's module. Keeps its own imports light."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from floe.cli import completion, image, model, packfs, snapshotter, status, umount, version
+from floe.cli.exit import USAGE, guard
+from floe.cli.options import Parser, add_shared
+
+_NOUNS = (model, umount, image, status, packfs, snapshotter, version, completion)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; also what shell completion is made from."""
+    parser = Parser(
+        prog="floe",
+        description="Containers and models that start before they have arrived.",
+        epilog="Exit status: 0 done, 1 failed, 2 used wrongly. Settings come from the file, then FLOE_* variables, "
+        "then flags; later wins. Every setting's flag may stand before or after the command.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    add_shared(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for noun in _NOUNS:
+        noun.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own) and return its exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        return guard(lambda: version.run(argparse.Namespace(json=False)))
+    run = getattr(args, "run", None)
+    if run is None:
+        deepest: argparse.ArgumentParser = getattr(args, "parser", parser)
+        deepest.print_help(sys.stderr)
+        return USAGE
+    return guard(lambda: run(args))
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())

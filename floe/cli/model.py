@@ -1,0 +1,194 @@
+"""`floe model`: push, ls, show, rm; mount is in model_mount.py."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from floe.cli import model_mount, output
+from floe.cli.context import make_spool, open_catalog
+from floe.cli.names import parse_label, parse_model, parse_tagged
+from floe.cli.options import PUSHING, Commands, add_command, add_commands, add_json, add_settings, settings_of
+from floe.cli.sizes import format_size
+from floe.store.errors import DamagedError, FloeError, NotFoundError, UnsupportedError
+
+if TYPE_CHECKING:
+    from floe.store.catalog import Catalog
+    from floe.store.ids import ModelRef
+    from floe.store.records import Manifest
+
+
+def add_parser(commands: Commands) -> None:
+    """Add `floe model` and its commands."""
+    below = add_commands(add_command(commands, "model", "Push, list, show, remove and mount models."))
+    push = add_command(below, "push", "Store a directory as a model.", run_push)
+    push.add_argument("directory", metavar="DIR", help="the model's directory")
+    push.add_argument("name", metavar="NAME[:TAG]", help="what to call it; TAG defaults to latest")
+    push.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="keep a remark with the model")
+    add_settings(push, *PUSHING)
+    listing = add_command(below, "ls", "List models.", run_ls)
+    show = add_command(below, "show", "Show one model.", run_show)
+    remove = add_command(below, "rm", "Remove a model's tag; the data is left to garbage collection.", run_rm)
+    for parser in (show, remove):
+        parser.add_argument("name", metavar="NAME[:TAG]", help="the model, or NAME@DIGEST")
+    for parser in (push, listing, show, remove):
+        add_json(parser)
+    model_mount.add_parser(below)
+
+
+def run_push(args: argparse.Namespace) -> int:
+    """Store a directory and name it; says what the tag named before."""
+    settings = settings_of(args)
+    ref, labels = parse_tagged(args.name)
+    given = dict(parse_label(text) for text in args.label)
+    directory = Path(args.directory)
+    from floe.ingest.model import push_model  # noqa: PLC0415 - lazy: keeps --help fast
+
+    make_spool(settings)
+    with open_catalog(settings) as catalog, output.progress(f"push {ref}", wanted=not args.json) as progress:
+        result = push_model(
+            catalog,
+            directory,
+            ref,
+            spool_dir=settings.spool,
+            labels={**given, **labels},
+            workers=settings.workers,
+            progress=progress,
+        )
+    for warning in result.warnings:
+        output.note(f"warning: {warning}")
+    moved = result.previous is not None and result.previous != result.digest
+    if args.json:
+        output.print_json(
+            {
+                **describe(ref, result.digest, result.manifest),
+                "previous": result.previous,
+                "new_packs": result.new_packs,
+                "new_bytes": result.new_bytes,
+                "total_bytes": result.total_bytes,
+                "deduplicated_bytes": result.deduplicated_bytes,
+                "warnings": list(result.warnings),
+            }
+        )
+        return 0
+    if moved:
+        output.line(f"{ref} moved from {result.previous} to {result.digest}")
+    else:
+        output.line(f"{ref} {'is unchanged at' if result.previous else 'is'} {result.digest}")
+    packs = f"{result.new_packs} new pack{'' if result.new_packs == 1 else 's'}"
+    output.line(f"{format_size(result.total_bytes)} in all, {format_size(result.new_bytes)} stored anew in {packs}")
+    return 0
+
+
+def run_ls(args: argparse.Namespace) -> int:
+    """All models, by name and tag; one whose manifest is damaged is listed as such and fails the command at its end."""
+    settings = settings_of(args)
+    with open_catalog(settings) as catalog:
+        listed = [
+            (ref, record.manifest, record.updated, _manifest(catalog, record.manifest))
+            for ref, record in catalog.models()
+        ]
+    if args.json:
+        output.print_json([_listed(*item) for item in listed])
+    else:
+        output.table(("NAME", "TAG", "DIGEST", "SIZE", "FILES", "PACKS", "UPDATED"), (_row(*item) for item in listed))
+    broken = [item for item in listed if isinstance(item[3], FloeError)]
+    for ref, _, _, error in broken:
+        output.note(f"{ref}: {error}")
+    return 1 if broken else 0
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """One model: sizes, packs, times, labels."""
+    settings = settings_of(args)
+    ref, _ = parse_model(args.name)
+    with open_catalog(settings) as catalog:
+        digest, manifest = catalog.resolve_model(ref)
+    if args.json:
+        output.print_json(describe(ref, digest, manifest))
+        return 0
+    output.pairs(
+        (
+            ("name", ref.name),
+            *([("tag", ref.tag)] if ref.tag else []),
+            ("digest", digest),
+            ("tree", f"{manifest.tree.digest} ({format_size(manifest.tree.size)})"),
+            ("content", f"{format_size(manifest.sizes.content)} in {manifest.sizes.files} files"),
+            ("stored", f"{format_size(stored_bytes(manifest))} in {len(manifest.packs)} packs"),
+            ("created", manifest.created),
+            ("source", manifest.source),
+            *((f"label {key}", value) for key, value in sorted(manifest.labels.items())),
+        )
+    )
+    output.line()
+    output.table(
+        ("PACK", "CONTENT", "STORED", "FRAME"),
+        (
+            (pack.id, format_size(pack.content_size), format_size(pack.stored_size), format_size(pack.frame_size))
+            for pack in manifest.packs
+        ),
+    )
+    return 0
+
+
+def run_rm(args: argparse.Namespace) -> int:
+    """Remove a tag, or with NAME@DIGEST every tag of NAME that names that digest."""
+    settings = settings_of(args)
+    ref, _ = parse_model(args.name)
+    with open_catalog(settings) as catalog:
+        digest = catalog.remove_model(ref)
+    if args.json:
+        output.print_json({"ref": str(ref), "manifest": digest})
+    else:
+        output.line(f"removed {ref}" + ("" if ref.digest else f", which was {digest}"))
+    return 0
+
+
+def describe(ref: ModelRef, digest: str, manifest: Manifest) -> dict[str, Any]:
+    """A model as --json shows it; sizes in bytes."""
+    return {
+        "ref": str(ref),
+        "name": ref.name,
+        "tag": ref.tag,
+        "manifest": digest,
+        "tree": manifest.tree.digest,
+        "tree_bytes": manifest.tree.size,
+        "files": manifest.sizes.files,
+        "inodes": manifest.sizes.inodes,
+        "content_bytes": manifest.sizes.content,
+        "stored_bytes": stored_bytes(manifest),
+        "packs": [
+            {"id": p.id, "content_bytes": p.content_size, "stored_bytes": p.stored_size, "frame_bytes": p.frame_size}
+            for p in manifest.packs
+        ],
+        "created": manifest.created,
+        "source": manifest.source,
+        "labels": dict(sorted(manifest.labels.items())),
+    }
+
+
+def stored_bytes(manifest: Manifest) -> int:
+    """Bytes of the packs that the manifest names, shared ones included."""
+    return sum(pack.stored_size for pack in manifest.packs)
+
+
+def _manifest(catalog: Catalog, digest: str) -> Manifest | FloeError:
+    try:
+        return catalog.get_manifest(digest)
+    except (NotFoundError, DamagedError, UnsupportedError) as error:
+        return error
+
+
+def _listed(ref: ModelRef, digest: str, updated: str, manifest: Manifest | FloeError) -> dict[str, Any]:
+    if isinstance(manifest, FloeError):
+        return {"ref": str(ref), "name": ref.name, "tag": ref.tag, "manifest": digest, "error": str(manifest)}
+    return {**describe(ref, digest, manifest), "updated": updated}
+
+
+def _row(ref: ModelRef, digest: str, updated: str, manifest: Manifest | FloeError) -> tuple[str, ...]:
+    start = (ref.name, str(ref.tag), digest[:12])
+    if isinstance(manifest, FloeError):
+        return (*start, "damaged", "", "", updated)
+    sizes = manifest.sizes
+    return (*start, format_size(sizes.content), str(sizes.files), str(len(manifest.packs)), updated)

@@ -1,0 +1,135 @@
+"""What can be learnt about this node from outside: daemons' sockets, the mount table, the cache on disk.
+
+Nothing here creates anything, and nothing waits for long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from floe.cli.settings import Settings
+from floe.store import mounttable
+from floe.store.errors import FloeError
+
+SNAPSHOTTER_SOCKET = "snapshotter-status.sock"
+_TIMEOUT = 2.0  # seconds
+_MAX_LINE = 1 << 20  # bytes
+
+
+def packfs_status(settings: Settings) -> dict[str, Any]:
+    """What the pack filesystem's worker says; `running` False with the reason when it says nothing."""
+    from floe.protos.packfs_control import PackfsClient  # noqa: PLC0415 - lazy: keeps --help fast
+
+    keeper = read_pid(settings.run_dir / "keeper.pid")
+    try:
+        answer = PackfsClient(settings.run_dir, timeout=_TIMEOUT).status()
+    except FloeError as error:
+        state = "its worker does not answer" if keeper else "not running"
+        return {"running": False, "state": state, "keeper_pid": keeper, "error": str(error)}
+    answer.pop("ok", None)
+    return {"running": True, "state": "running", "keeper_pid": keeper, **answer}
+
+
+def snapshotter_status(run_dir: Path) -> dict[str, Any]:
+    """The line that the snapshotter answers on its status socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_TIMEOUT)
+        try:
+            connection.connect(str(run_dir / SNAPSHOTTER_SOCKET))
+            with connection.makefile("rb") as reader:
+                answer = json.loads(reader.readline(_MAX_LINE))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return {"running": False, "state": "not running"}
+        except (OSError, ValueError) as error:
+            return {"running": False, "state": "does not answer", "error": str(error)}
+    return {"running": True, "state": "running", **answer}
+
+
+def tree_mounts(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """Each mounted tree: where its data come from, where it is shown, and the models mounted by name.
+
+    From the mount table and the mounter's records alone, so that nothing can hang.
+    """
+    run_dir = run_dir.resolve()
+    home = f"{run_dir}/trees/"
+    mounts = mounttable.mounts()
+    models = [found for path in sorted((run_dir / "models").glob("*.json")) if (found := _json(path))]
+    for mount in mounts:
+        if mount.fstype == "erofs" and mount.target.startswith(home):
+            digest = mount.target.removeprefix(home)
+            yield {
+                "tree": digest,
+                "mode": _json(run_dir / "mounts" / f"{digest}.json").get("mode", "unknown"),
+                "at": mount.target,
+                "uses": [m.target for m in mounts if m.device == mount.device and m.target != mount.target],
+                "models": {m["mountpoint"]: m["model"] for m in models if m.get("tree") == digest},
+            }
+
+
+def stuck_processes(run_dir: Path) -> list[dict[str, Any]]:
+    """Mount processes that hang in the kernel, and what they were told to do."""
+    from floe.mount.runner import MountRunner  # noqa: PLC0415 - lazy: keeps --help fast
+
+    stuck = MountRunner(_TIMEOUT, run_dir / "stuck").stuck()
+    return [{"pid": pid, "what": what} for pid, what in sorted(stuck.items())]
+
+
+def cache_status(settings: Settings) -> dict[str, Any]:
+    """What lies in the node cache, counted on the disk; nothing is created."""
+    root = settings.cache_dir
+    found: dict[str, Any] = {"path": str(root), "exists": root.is_dir()}
+    if not found["exists"]:
+        return found
+    disk = os.statvfs(root)
+    total = disk.f_blocks * disk.f_frsize
+    packs = [folder for folder in _children(root / "packs") if folder.is_dir()]
+    return {
+        **found,
+        "size_bytes": settings.cache_size.of(total),
+        "min_free_bytes": settings.cache_min_free.of(total),
+        "disk_bytes": total,
+        "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+        "used_bytes": sum(_allocated(folder / "data") for folder in packs),
+        "trees": sum(1 for _ in _children(root / "trees")),
+        "packs": len(packs),
+        "complete_packs": sum((folder / "complete").exists() for folder in packs),
+        "pinned_packs": sum(any(True for _ in _children(folder / "pins")) for folder in packs),
+    }
+
+
+def read_pid(path: Path) -> int | None:
+    """The process id in a pid file, when such a process is alive."""
+    with suppress(OSError, ValueError):
+        pid = int(path.read_text().strip())
+        if Path(f"/proc/{pid}").exists():
+            return pid
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a small file of ours; empty when there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _children(folder: Path) -> Iterable[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        return ()
+
+
+def _allocated(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return 0

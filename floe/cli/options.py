@@ -1,0 +1,99 @@
+"""Flags that many commands share; each may stand before or after the command's name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
+
+from floe.cli import logs
+from floe.cli import settings as settings_module
+from floe.cli.exit import USAGE
+from floe.cli.settings import HELP, Settings, flag_name
+
+# argparse has no public name for what add_subparsers returns.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
+
+SHARED = (
+    *("store", "index", "cache_dir", "root", "run_dir", "cache_size", "cache_min_free"),
+    *("store_timeout", "log_level", "log_format"),
+)
+PUSHING = ("spool_dir", "workers")
+READING = ("readahead", "read_deadline", "fetch_memory")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors look like all of Floe's, and whose flags are never guessed from a prefix."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and how the command is used; exit 2."""
+        sys.stderr.write(f"floe: error: {message}\nfloe: hint: {self.format_usage().strip()}\n")
+        sys.exit(USAGE)
+
+
+def add_command(
+    commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], int] | None = None
+) -> argparse.ArgumentParser:
+    """A command called `name`, described by `text`, that takes the shared flags; without `run` it has commands below."""
+    parser = commands.add_parser(name, help=text[:1].lower() + text[1:].rstrip("."), description=text)
+    add_shared(parser)
+    parser.set_defaults(**({"run": run} if run else {"parser": parser}))
+    return parser
+
+
+def add_commands(parser: argparse.ArgumentParser) -> Commands:
+    """The commands below a noun."""
+    return parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+
+
+def add_settings(parser: argparse.ArgumentParser, *keys: str, aliases: tuple[str, ...] = ()) -> None:
+    """A flag for each setting in `keys`. No default here: a flag not given leaves file and environment alone."""
+    for key in keys:
+        parser.add_argument(
+            f"--{flag_name(key)}", *aliases, dest=key, default=argparse.SUPPRESS, metavar=_metavar(key), help=HELP[key]
+        )
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """The flags of every command."""
+    group = parser.add_argument_group("settings")
+    group.add_argument(
+        "--config",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help=f"settings file, '' for none ({settings_module.DEFAULT_CONFIG})",
+    )
+    for key in SHARED:
+        group.add_argument(
+            f"--{flag_name(key)}", dest=key, default=argparse.SUPPRESS, metavar=_metavar(key), help=HELP[key]
+        )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def settings_of(args: argparse.Namespace, *, daemon: bool = False) -> Settings:
+    """The settings in force for the parsed command line; logging is set up by them."""
+    settings = settings_module.load(vars(args), os.environ, getattr(args, "config", None))
+    logs.set_up(settings.log_level, settings.log_format, daemon=daemon)
+    return settings
+
+
+def _metavar(key: str) -> str:
+    kinds = {"store": "URL", "index": "URL", "log_level": "LEVEL", "log_format": "FORMAT", "address": "SOCKET"}
+    if key in kinds:
+        return kinds[key]
+    if key.endswith("_dir") or key == "root":
+        return "DIR"
+    if key.endswith("_metrics"):
+        return "ADDRESS"
+    if key.endswith(("_timeout", "_deadline")):
+        return "SECONDS"
+    return {"workers": "N", "on_store_error": "WHAT"}.get(key, "SIZE")

@@ -1,0 +1,66 @@
+"""What the pack filesystem's worker counts, as Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from floe.store.exposition import COUNTER, GAUGE, Metric
+
+_SOURCES = ("cache", "store", "readahead")
+_REQUESTS = "Requests by source: reads the node cache answered, ranged GETs to the object store, those for read-ahead."
+_BYTES = "Bytes by source: node cache, object store (as stored), read-ahead."
+# By the reader's counter: the event, under which floe_packfs_events_total shows it.
+_EVENTS = {
+    "transit_damage": "damaged_in_transit",
+    "damaged": "damaged_at_rest",
+    "deadlines": "deadline",
+    "cancelled": "cancelled",
+    "failed_reads": "failed_read",
+    "store_errors": "store_error",
+    "kept_damaged_frames": "damaged_in_cache",
+    "kept_write_errors": "cache_write_error",
+    "kept_read_errors": "cache_read_error",
+    "kept_bypassed_frames": "cache_bypassed",
+}
+# By the key of the worker's status: metric, kind and help.
+_STATUS = {
+    "mounts": ("floe_mounts", GAUGE, "Trees mounted on this node."),
+    "uptime": ("floe_packfs_uptime_seconds", GAUGE, "Since this worker's start."),
+    "rss": ("floe_packfs_resident_peak_bytes", GAUGE, "The worker's resident memory at its peak."),
+    "packs": ("floe_packfs_packs", GAUGE, "Packs met since the pack filesystem was mounted."),
+    "inflight": ("floe_packfs_inflight_reads", GAUGE, "Reads taken from the kernel and not yet answered."),
+    "requests": ("floe_packfs_kernel_requests", COUNTER, "FUSE requests of any kind."),
+    "reads": ("floe_packfs_kernel_reads", COUNTER, "FUSE READ requests."),
+    "read_bytes": ("floe_packfs_kernel_read_bytes", COUNTER, "Bytes answered to FUSE READ requests."),
+    "errors": ("floe_packfs_kernel_errors", COUNTER, "FUSE requests answered with an error."),
+    "workers": ("floe_packfs_workers", COUNTER, "Workers since the pack filesystem was mounted, this one included."),
+    "takeovers": ("floe_packfs_takeovers", COUNTER, "Workers that found requests which their predecessor had left."),
+    "replayed": ("floe_packfs_replayed_requests", COUNTER, "Requests of dead workers that their successors answered."),
+}
+# By the reader's counter.
+_COUNTERS = {
+    "memory_bytes": ("floe_packfs_fetch_memory_bytes", GAUGE, "Memory held by data on its way."),
+    "kept_held_bytes": ("floe_cache_held_bytes", GAUGE, "Pack content in the node cache."),
+    "kept_stored_bytes": ("floe_cache_stored_bytes", COUNTER, "Pack content written to the node cache."),
+    "kept_evicted_bytes": ("floe_cache_evicted_bytes", COUNTER, "Pack content evicted from the node cache."),
+}
+
+
+def packfs_metrics(status: Mapping[str, Any]) -> Iterable[Metric]:
+    """Metrics out of a worker's `status` (see fuse/worker.py) with `mounts` added; what it lacks is left out."""
+    counters: Mapping[str, float] = status.get("counters", {})
+
+    def by_source(unit: str) -> dict[tuple[str, ...], float]:
+        return {(source,): counters[f"{source}_{unit}"] for source in _SOURCES if f"{source}_{unit}" in counters}
+
+    yield Metric("floe_requests", _REQUESTS, COUNTER, ("source",), by_source("requests"))
+    yield Metric("floe_bytes", _BYTES, COUNTER, ("source",), by_source("bytes"))
+    events: dict[tuple[str, ...], float] = {
+        (event,): counters[key] for key, event in _EVENTS.items() if key in counters
+    }
+    yield Metric("floe_packfs_events", "What went wrong or was given up.", COUNTER, ("event",), events)
+    for source, table in ((status, _STATUS), (counters, _COUNTERS)):
+        for key, (name, kind, text) in table.items():
+            if key in source:
+                yield Metric(name, text, kind, (), {(): source[key]})

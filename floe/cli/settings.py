@@ -1,0 +1,224 @@
+"""Floe's settings: built-in defaults, then the file, then FLOE_* variables, then flags; later wins.
+
+A file key is the flag's name with underscores, a variable the same in capitals after `FLOE_`. Every value is
+checked where it was given, and an error names that place.
+"""
+# ruff: noqa: RUF009 - _setting makes a dataclass field
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from floe.cli.sizes import Size
+from floe.store.errors import AccessDeniedError, BadInputError, FloeError
+
+DEFAULT_CONFIG = "/etc/floe/config.toml"
+PREFIX = "FLOE_"
+# Closer than this to a known variable is a typing mistake; Kubernetes sets FLOE_SERVICE_HOST and the like.
+_TYPO = 0.85
+T = TypeVar("T")
+
+
+def _setting(default: T, parse: Callable[[Any], T], text: str) -> T:
+    return field(default=default, metadata={"parse": parse, "help": text})
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadInputError(f"{value!r} is not a text")
+    return value
+
+
+def _path(value: object) -> Path:
+    return Path(_text(value)).expanduser().absolute()
+
+
+def _optional_path(value: object) -> Path | None:
+    return _path(value)
+
+
+def _url(value: object) -> str:
+    text = _text(value)
+    for scheme in ("file://", "sqlite:"):
+        rest = text[len(scheme) :]
+        if text.startswith(scheme) and not rest.startswith("/"):
+            raise BadInputError(f"{text!r} does not name an absolute path", hint=f"write {scheme}/path")
+    return text
+
+
+def _size(value: object) -> Size:
+    return Size.parse(value)
+
+
+def _bytes(value: object) -> int:
+    return Size.parse(value, percent=False).of(0)
+
+
+def _seconds(value: object) -> float:
+    try:
+        seconds = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise BadInputError(f"{value!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _count(value: object) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadInputError(f"{value!r} is not a whole number above 0")
+    return value
+
+
+def _one_of(*allowed: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in allowed:
+            raise BadInputError(f"{value!r} is not one of {', '.join(allowed)}")
+        return str(value)
+
+    return parse
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every command goes by; paths are absolute, times seconds, `int` sizes bytes."""
+
+    store: str = _setting("file:///var/lib/floe/store", _url, "object store: file:///PATH or s3://BUCKET/PREFIX?...")
+    index: str = _setting("sqlite:/var/lib/floe/index.db", _url, "index: sqlite:/PATH, or none")
+    root: Path = _setting(Path("/var/lib/floe/snapshotter"), _path, "the snapshotter's directory")
+    cache_dir: Path = _setting(Path("/var/cache/floe"), _path, "the node cache's directory")
+    run_dir: Path = _setting(Path("/run/floe"), _path, "sockets, pid files and mountpoints of the daemons")
+    cache_size: Size = _setting(Size(percent=80.0), _size, "node cache: bytes, KiB to TiB, or %% of the disk (80%%)")
+    cache_min_free: Size = _setting(Size(percent=10.0), _size, "disk space the node cache leaves free (10%%)")
+    store_timeout: float = _setting(30.0, _seconds, "seconds a command keeps trying when the store fails (30)")
+    spool_dir: Path | None = _setting(None, _optional_path, "where packs wait for upload (CACHE_DIR/spool)")
+    workers: int = _setting(min(8, os.cpu_count() or 1), _count, "files or layers handled in parallel")
+    readahead: int = _setting(64 << 20, _bytes, "bytes fetched ahead of a sequential reader, 0 for none (64MiB)")
+    read_deadline: float = _setting(300.0, _seconds, "seconds a read waits for the store before it fails (300)")
+    fetch_memory: int = _setting(128 << 20, _bytes, "bytes of memory for data on its way (128MiB)")
+    address: Path | None = _setting(None, _optional_path, "the snapshotter's socket (RUN_DIR/snapshotter.sock)")
+    prepare_timeout: float = _setting(2.0, _seconds, "seconds the look-ups of one pull may take together (2)")
+    on_store_error: str = _setting("unpack", _one_of("unpack", "error"), "a failed look-up: unpack or error (unpack)")
+    packfs_metrics: str | None = _setting(None, _text, "unix:/PATH, LOOPBACK:PORT or none")
+    snapshotter_metrics: str | None = _setting(None, _text, "unix:/PATH, LOOPBACK:PORT or none")
+    log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
+    log_format: str = _setting("text", _one_of("text", "json"), "text or json")
+
+    @property
+    def spool(self) -> Path:
+        """Where packs wait for upload."""
+        return self.spool_dir or self.cache_dir / "spool"
+
+    @property
+    def socket(self) -> Path:
+        """Where the snapshotter listens."""
+        return self.address or self.run_dir / "snapshotter.sock"
+
+    def metrics(self, daemon: str) -> str | None:
+        """Where `daemon` ("packfs" or "snapshotter") serves its metrics; None: nowhere."""
+        chosen: str | None = getattr(self, f"{daemon}_metrics")
+        if chosen == "none":
+            return None
+        return chosen or f"unix:{self.run_dir}/{daemon}-metrics.sock"
+
+    def as_flags(self, *keys: str) -> list[str]:
+        """The command line that gives a child process these settings whatever its file and environment say."""
+        flags = ["--config="]
+        for key in keys or KEYS:
+            value = getattr(self, key)
+            if value is not None:
+                flags.append(f"--{flag_name(key)}={value}")
+        return flags
+
+
+KEYS = tuple(f.name for f in fields(Settings))
+HELP: Mapping[str, str] = {f.name: f.metadata["help"] for f in fields(Settings)}
+_PARSE: Mapping[str, Callable[[object], object]] = {f.name: f.metadata["parse"] for f in fields(Settings)}
+
+
+def flag_name(key: str) -> str:
+    """`cache_dir` as a flag is `cache-dir`."""
+    return key.replace("_", "-")
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], config: str | None = None) -> Settings:
+    """The settings in force. `config` is --config (None: FLOE_CONFIG or the default file; "": no file).
+
+    Raises BadInputError for an unknown key or a bad value, naming where it stands, and for a file that was
+    asked for and is not there; the default file may be missing.
+    """
+    given = config if config is not None else environ.get(f"{PREFIX}CONFIG") or None
+    settings = Settings()
+    if given != "":
+        path = Path(given or DEFAULT_CONFIG)
+        settings = _apply(settings, _read_file(path, required=given is not None), lambda key: f"{key} in {path}")
+    settings = _apply(settings, _from_environment(environ), lambda key: PREFIX + key.upper())
+    chosen = {key: flags[key] for key in KEYS if flags.get(key) is not None}
+    return _apply(settings, chosen, lambda key: f"--{flag_name(key)}")
+
+
+def _apply(settings: Settings, values: Mapping[str, object], place: Callable[[str], str]) -> Settings:
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        try:
+            changes[key] = _PARSE[key](value)
+        except BadInputError as error:
+            raise BadInputError(f"{place(key)}: {error}", hint=error.hint) from error
+    return replace(settings, **changes)
+
+
+def _read_file(path: Path, *, required: bool) -> dict[str, object]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        if required:
+            raise BadInputError(f"there is no settings file {path}", hint="check --config or FLOE_CONFIG") from None
+        return {}
+    except OSError as error:
+        kind: type[FloeError] = AccessDeniedError if isinstance(error, PermissionError) else BadInputError
+        raise kind(f"cannot read the settings file {path}: {error.strerror}") from error
+    values = _parse_toml(data, path)
+    for key in values:
+        if key not in KEYS:
+            raise BadInputError(f"{path} has an unknown setting {key!r}", hint=_suggest(key, KEYS))
+    return values
+
+
+def _parse_toml(data: bytes, path: Path) -> dict[str, object]:
+    # Imported here: most commands on most machines find no file.
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        values: dict[str, object] = toml.loads(data.decode())
+    except (UnicodeDecodeError, toml.TOMLDecodeError) as error:
+        raise BadInputError(f"{path} is not valid TOML: {error}") from error
+    return values
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    known = {PREFIX + key.upper(): key for key in KEYS}
+    values: dict[str, object] = {}
+    for name, value in environ.items():
+        if not name.startswith(PREFIX) or not value or name == f"{PREFIX}CONFIG":
+            continue
+        if name in known:
+            values[known[name]] = value
+        elif difflib.get_close_matches(name, known, n=1, cutoff=_TYPO):
+            raise BadInputError(
+                f"the environment variable {name} is none of Floe's", hint=_suggest(name, (*known, f"{PREFIX}CONFIG"))
+            )
+    return values
+
+
+def _suggest(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

@@ -1,0 +1,45 @@
+"""`floe snapshotter`: the daemon that containerd talks to."""
+
+from __future__ import annotations
+
+import argparse
+
+from floe.cli.context import make_directory
+from floe.cli.options import Commands, add_command, add_settings, settings_of
+
+KEYS = ("address", "prepare_timeout", "on_store_error")
+
+
+def add_parser(commands: Commands) -> None:
+    """Add `floe snapshotter`."""
+    parser = add_command(commands, "snapshotter", "Run the containerd snapshotter in the foreground.", run)
+    add_settings(parser, *KEYS)
+    add_settings(parser, "snapshotter_metrics", aliases=("--metrics",))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM; containers and their mounts are left as they are."""
+    settings = settings_of(args, daemon=True)
+    from floe.snapshotter.config import SnapshotterConfig  # noqa: PLC0415 - lazy: keeps --help fast
+    from floe.snapshotter.daemon import serve  # noqa: PLC0415 - likewise
+    from floe.store.exposition import parse_address  # noqa: PLC0415 - likewise
+
+    metrics = settings.metrics("snapshotter")
+    if metrics is not None:
+        parse_address(metrics)
+    make_directory(settings.run_dir, "run directory", "--run-dir", 0o755)
+    make_directory(settings.root, "snapshotter's directory", "--root")
+    return serve(
+        SnapshotterConfig(
+            address=settings.socket,
+            root=settings.root,
+            run_dir=settings.run_dir,
+            cache_dir=settings.cache_dir,
+            store_url=settings.store,
+            index_url=None if settings.index == "none" else settings.index,
+            prepare_timeout=settings.prepare_timeout,
+            on_store_error=settings.on_store_error,
+            log_level=settings.log_level,
+            metrics_address=metrics,
+        )
+    )

@@ -1,0 +1,83 @@
+"""`floe status`: the daemons, mounts, cache and store of this node, whatever of them is up.
+
+Exit code 0 also when a daemon is not running, since a node may well do without; `--json` has `running` for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import floe
+from floe.cli import node, output
+from floe.cli.options import Commands, add_command, add_json, settings_of
+from floe.cli.settings import Settings
+from floe.cli.sizes import format_size
+
+
+def add_parser(commands: Commands) -> None:
+    """Add `floe status`."""
+    add_json(add_command(commands, "status", "Show daemons, mounts, cache and store of this node.", run))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask everybody and print what came back."""
+    status = collect(settings_of(args))
+    if args.json:
+        output.print_json(status)
+    else:
+        _show(status)
+    return 0
+
+
+def collect(settings: Settings) -> dict[str, Any]:
+    """The whole status as --json shows it; sizes in bytes."""
+    return {
+        "version": floe.__version__,
+        "store": {"url": settings.store, "index": settings.index},
+        "packfs": node.packfs_status(settings),
+        "snapshotter": node.snapshotter_status(settings.run_dir),
+        "mounts": list(node.tree_mounts(settings.run_dir)),
+        "stuck_processes": node.stuck_processes(settings.run_dir),
+        "cache": node.cache_status(settings),
+        "run_dir": str(settings.run_dir),
+    }
+
+
+def _show(status: dict[str, Any]) -> None:
+    cache = status["cache"]
+    lines = [
+        ("floe", status["version"]),
+        ("store", status["store"]["url"]),
+        ("index", status["store"]["index"]),
+        ("packfs", _packfs_text(status["packfs"])),
+        ("snapshotter", _snapshotter_text(status["snapshotter"])),
+        ("cache", cache["path"] + ("" if cache["exists"] else " (not made yet)")),
+    ]
+    if cache["exists"]:
+        used = f"{format_size(cache['used_bytes'])} of {format_size(cache['size_bytes'])} used"
+        packs = f"{cache['packs']} packs ({cache['complete_packs']} complete, {cache['pinned_packs']} pinned)"
+        lines.append(("", f"{used}, {packs}, {format_size(cache['disk_free_bytes'])} free on the disk"))
+    lines.append(("mounts", str(len(status["mounts"]))))
+    output.pairs(lines)
+    for mount in status["mounts"]:
+        output.line(f"  tree {mount['tree']} ({mount['mode']})")
+        for use in mount["uses"]:
+            output.line(f"    {use}" + (f"  {mount['models'][use]}" if use in mount["models"] else ""))
+    for process in status["stuck_processes"]:
+        output.line(f"hangs in the kernel: process {process['pid']}, {process['what']}")
+
+
+def _packfs_text(packfs: dict[str, Any]) -> str:
+    if not packfs["running"]:
+        return str(packfs["state"])
+    return f"running, keeper {packfs['keeper_pid']}, worker {packfs.get('pid', '?')}"
+
+
+def _snapshotter_text(snapshotter: dict[str, Any]) -> str:
+    if not snapshotter["running"]:
+        return str(snapshotter["state"])
+    counts = snapshotter.get("snapshots") or {}
+    fallbacks = sum((snapshotter.get("fallbacks") or {}).values())
+    shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return f"running, process {snapshotter.get('pid')}; snapshots: {shown}; layers unpacked instead: {fallbacks}"

@@ -1,0 +1,36 @@
+"""`floe umount`: undoes `floe model mount`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from floe.cli import output
+from floe.cli.context import open_cache
+from floe.cli.options import Commands, add_command, add_json, settings_of
+from floe.store.errors import NotFoundError
+
+
+def add_parser(commands: Commands) -> None:
+    """Add `floe umount`."""
+    parser = add_command(commands, "umount", "Unmount a model.", run)
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="what was given to floe model mount")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Unmount, and stop the pack filesystem when a mount of a model had started it and nothing needs it now."""
+    settings = settings_of(args)
+    mountpoint = Path(args.mountpoint).absolute()
+    if not settings.run_dir.is_dir() or not settings.cache_dir.is_dir():
+        raise NotFoundError(f"no model is mounted at {mountpoint}", hint="check --run-dir and --cache-dir")
+    from floe.cli import packfs_process  # noqa: PLC0415 - lazy: keeps --help fast
+    from floe.mount.modelmount import umount_model  # noqa: PLC0415 - likewise
+    from floe.mount.mounter import TreeMounter  # noqa: PLC0415 - likewise
+
+    stopped = []
+    mounter = TreeMounter(settings.run_dir, open_cache(settings))
+    umount_model(mountpoint, mounter, stop_packfs=lambda: stopped.append(packfs_process.stop(settings.run_dir)))
+    if args.json:
+        output.print_json({"mountpoint": str(mountpoint), "packfs_stopped": any(stopped)})
+    return 0

@@ -1,0 +1,87 @@
+"""A model directory into the store, under a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from floe.ingest.directory import scan_directory
+from floe.ingest.publish import Ingest, Progress
+from floe.store.catalog import Catalog
+from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError
+from floe.store.ids import ModelRef
+from floe.store.packindex import MODEL_FRAME
+from floe.store.records import KIND_MODEL, Manifest
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did. `previous` is the manifest that `ref` named before (equal to `digest`: nothing changed).
+
+    Sizes in bytes: `total_bytes` of content, of which `deduplicated_bytes` were stored already or occur twice;
+    `new_bytes` were added to the store in `new_packs` packs. `warnings` say what was left out.
+    """
+
+    ref: ModelRef
+    digest: str
+    previous: str | None
+    manifest: Manifest
+    new_packs: int
+    new_bytes: int
+    total_bytes: int
+    deduplicated_bytes: int
+    warnings: tuple[str, ...] = ()
+
+
+def push_model(
+    catalog: Catalog,
+    directory: Path,
+    ref: ModelRef,
+    *,
+    spool_dir: Path,
+    labels: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> PushResult:
+    """Store `directory` and let `ref` (NAME:TAG) name it; floe/ingest/directory.py says what is kept of it.
+
+    The name is set last: until then, and after any error, it names what it named before. Content that did not change
+    keeps its manifest. BadInputError, NotFoundError, AccessDeniedError, SourceChangedError: the directory;
+    NoSpaceError: `spool_dir`; the store's errors otherwise.
+    """
+    if ref.digest is not None:
+        raise BadInputError(f"cannot push to {ref}: a digest names what is stored already", hint="give NAME[:TAG]")
+    scan = scan_directory(directory)
+    if progress is not None:
+        progress.total(scan.total)
+    with Ingest(catalog, spool_dir=spool_dir, frame_size=MODEL_FRAME, workers=workers, progress=progress) as ingest:
+        scan.read_into(ingest)
+        scan.check_unchanged()
+        digest, manifest = ingest.finish(
+            scan.root,
+            KIND_MODEL,
+            f"directory:{directory.resolve().name}",
+            labels,
+            previous=_previous(catalog, ref),
+        )
+        previous = catalog.set_model(ref, digest)
+        stats = ingest.stats
+    return PushResult(
+        ref,
+        digest,
+        previous,
+        manifest,
+        stats.new_packs,
+        stats.new_bytes,
+        stats.content_bytes,
+        stats.deduplicated_bytes,
+        tuple(stats.warnings),
+    )
+
+
+def _previous(catalog: Catalog, ref: ModelRef) -> Manifest | None:
+    try:
+        return catalog.resolve_model(ref)[1]
+    except (NotFoundError, DamagedError, UnsupportedError):  # there is none to keep
+        return None

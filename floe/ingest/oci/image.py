@@ -1,0 +1,293 @@
+"""An image to indexed layers: what is not in the store yet is read once and stored, then the image is recorded.
+
+Layers are read in parallel. Nothing names what was stored before every layer is complete: then come the layer refs,
+the chain refs, and the image record last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from floe.ingest.oci import stubs
+from floe.ingest.oci.compression import decompress, hashed
+from floe.ingest.oci.inherit import inherit
+from floe.ingest.oci.layers import LayerTree, read_layer
+from floe.ingest.oci.opening import open_source
+from floe.ingest.oci.platforms import Platform
+from floe.ingest.oci.source import Image, resolve
+from floe.ingest.oci.treeload import load_tree
+from floe.ingest.publish import Ingest, Progress
+from floe.store import layout
+from floe.store.catalog import Catalog
+from floe.store.errors import CancelledError, DamagedError, NotFoundError, UnsupportedError
+from floe.store.ids import chain_ids
+from floe.store.nodes import Node
+from floe.store.packindex import LAYER_FRAME, PackIndex
+from floe.store.records import KIND_LAYER, ChainRecord, ImageRecord, Manifest
+from floe.store.treeobject import decode_tree
+
+# On layers with directories that took their attributes from lower ones: the chain id of those ("" for none).
+PARENT_LABEL = "floe.parent-chain"
+_PARALLEL = 4  # layers at once; each may hold some 200 MiB
+
+
+@dataclass(frozen=True)
+class IndexedLayer:
+    """One layer of an indexed image. `manifest` is None for what Floe leaves to containerd: stubs of models."""
+
+    diff_id: str
+    chain_id: str
+    manifest: str | None
+    reused: bool
+    stub: bool = False
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """What indexing did. `new_bytes` and `new_packs` were stored anew; `warnings` are for people."""
+
+    record: ImageRecord
+    layers: tuple[IndexedLayer, ...]
+    new_packs: int
+    new_bytes: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def new_layers(self) -> int:
+        """Layers that were not in the store before."""
+        return sum(layer.manifest is not None and not layer.reused for layer in self.layers)
+
+
+def index_image(
+    catalog: Catalog,
+    ref: str,
+    *,
+    platform: str | Platform | None = None,
+    plain_http: bool = False,
+    spool_dir: Path,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> IndexResult:
+    """Index the image `ref` (see references.py) for `platform` (`os/arch[/variant]`; None: this machine's).
+
+    `workers` threads hash and compress. `progress` counts bytes of layer blobs. Raises the store's errors; the store
+    then names nothing of the image.
+    """
+    wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+    try:
+        with contextlib.closing(open_source(ref, plain_http=plain_http)) as source:
+            return _Indexing(catalog, resolve(source, wanted), spool_dir, workers, progress).run()
+    except (DamagedError, UnsupportedError) as error:
+        # The store's own errors know better; what is left came out of the image.
+        error.hint = error.hint or "build or push the image again"
+        raise
+
+
+@dataclass
+class _Layer:
+    """A layer on its way. `known` is what the store has under its diff id."""
+
+    number: int
+    diff_id: str
+    chain_id: str
+    parent: str
+    known: tuple[str, Manifest] | None = None
+    stub: bool = False
+    usable: bool = True
+    result: tuple[str, Manifest] | None = None
+    tree: Future[Node] = field(default_factory=Future)
+
+    @property
+    def reused(self) -> bool:
+        """Whether what the store has can be used as it is."""
+        if self.known is None:
+            return False
+        return self.known[1].labels.get(PARENT_LABEL, self.parent) == self.parent
+
+
+class _Indexing:
+    def __init__(
+        self, catalog: Catalog, image: Image, spool_dir: Path, workers: int | None, progress: Progress | None
+    ) -> None:
+        self._catalog, self._image, self._spool_dir, self._progress = catalog, image, spool_dir, progress
+        self._workers = workers or os.cpu_count() or 2
+        self._stop = threading.Event()
+        self._lock = threading.Lock()  # guards the sums below and `progress`
+        self._loading = threading.Lock()  # one thread at a time loads the tree of a layer that is reused
+        self._warnings: list[str] = []
+        self._new_packs = self._new_bytes = 0
+        ids = image.config.diff_ids
+        chains = chain_ids(ids)
+        self._layers = [
+            _Layer(number, diff_id, chain, chains[number - 1] if number else "")
+            for number, (diff_id, chain) in enumerate(zip(ids, chains, strict=True))
+        ]
+
+    def run(self) -> IndexResult:
+        self._catalog.ensure_store()
+        todo = self._plan()
+        if todo:
+            self._catalog.sync_chunks()
+            if self._progress is not None:
+                self._progress.total(sum(self._image.manifest.layers[layer.number].size for layer in todo))
+            self._read_all(todo)
+        return self._publish()
+
+    def _plan(self) -> list[_Layer]:
+        """The layers that must be read, each diff id once."""
+        todo: dict[str, _Layer] = {}
+        for layer in self._layers:
+            if stubs.is_annotated(self._image.manifest.layers[layer.number]):
+                layer.stub = True
+                continue
+            layer.known = self._known(layer.diff_id)
+            if layer.reused:
+                layer.result = layer.known
+            else:
+                todo.setdefault(layer.diff_id, layer)
+        return list(todo.values())
+
+    def _known(self, diff_id: str) -> tuple[str, Manifest] | None:
+        """What the store has, when all of it is there and sound (packs: there): indexing again repairs a store."""
+        try:
+            found = self._catalog.layer(diff_id)
+            if found is None:
+                return None
+            store = self._catalog.store
+            decode_tree(store.get(layout.tree_key(found[1].tree.digest)), found[1].tree.digest)
+            for pack in found[1].packs:
+                PackIndex.decode(store.get(layout.pack_index_key(pack.id)), pack.id)
+                if store.head(layout.pack_key(pack.id)).size != pack.stored_size:
+                    return None
+        except (NotFoundError, DamagedError):
+            return None
+        return found
+
+    def _read_all(self, todo: list[_Layer]) -> None:
+        parallel = min(len(todo), self._workers, _PARALLEL)
+        with ThreadPoolExecutor(parallel, thread_name_prefix="floe-layer") as pool:
+            # Lower layers first: one that waits for a lower layer's tree never waits for one that has not begun.
+            jobs = [pool.submit(self._read, layer, max(1, self._workers // parallel)) for layer in todo]
+            try:
+                wait(jobs, return_when=FIRST_EXCEPTION)
+            finally:
+                self._stop.set()
+                for job in jobs:
+                    job.cancel()
+        failures = [error for job in jobs if not job.cancelled() and (error := job.exception()) is not None]
+        if failures:
+            raise next((error for error in failures if not isinstance(error, CancelledError)), failures[0])
+
+    def _read(self, layer: _Layer, workers: int) -> None:
+        try:
+            self._ingest(layer, workers)
+        finally:
+            if not layer.tree.done():
+                layer.tree.set_exception(CancelledError("indexing was stopped"))
+
+    def _ingest(self, layer: _Layer, workers: int) -> None:
+        what = self._image.layer_name(layer.number)
+        with Ingest(
+            self._catalog, spool_dir=self._spool_dir, frame_size=LAYER_FRAME, workers=workers, sync=False
+        ) as ingest:
+            tree = self._read_tree(layer, ingest, what)
+            if stubs.has_marker(tree.root):
+                layer.stub = True
+                layer.tree.set_result(tree.root)
+                return
+            labels = {"floe.diff-id": layer.diff_id}
+            if tree.implicit:
+                labels[PARENT_LABEL] = layer.parent
+                below = [self._root_of(lower) for lower in reversed(self._layers[: layer.number])]
+                inherit(tree.implicit, below)
+            layer.tree.set_result(tree.root)
+            previous = layer.known[1] if layer.known else None
+            found = ingest.finish(tree.root, KIND_LAYER, self._image.name, labels, previous=previous)
+            if layer.known is None:
+                layer.result = found
+            elif layer.known[1].tree == found[1].tree:
+                layer.result = layer.known  # the same over these lower layers as over those it was indexed with
+            else:
+                layer.usable = False
+            with self._lock:
+                self._new_packs += ingest.stats.new_packs
+                self._new_bytes += ingest.stats.new_bytes
+                self._warnings += [*tree.warnings, *ingest.stats.warnings]
+
+    def _read_tree(self, layer: _Layer, ingest: Ingest, what: str) -> LayerTree:
+        descriptor = self._image.manifest.layers[layer.number]
+        digest = hashlib.sha256()
+        blob = self._image.source.open_blob(descriptor)
+        counted = self._counted(blob)
+        tree = read_layer(hashed(decompress(counted, what), digest), ingest, what)
+        for _ in counted:  # bytes behind the compressed stream still count for the blob's digest
+            pass
+        found = f"sha256:{digest.hexdigest()}"
+        if found != layer.diff_id:
+            raise DamagedError(
+                f"{what} does not match its diff id: the config says {layer.diff_id}, its content is {found}",
+                hint="build or push the image again",
+            )
+        return tree
+
+    def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._stop.is_set():
+                raise CancelledError("indexing was stopped")
+            if self._progress is not None:
+                with self._lock:
+                    self._progress.advance(len(piece))
+            yield piece
+
+    def _root_of(self, layer: _Layer) -> stubs.RootOf:
+        def root() -> Node:
+            twin = next(other for other in self._layers if other.diff_id == layer.diff_id)
+            if twin.stub and not twin.tree.done():
+                return stubs.EMPTY
+            with self._loading:
+                if twin.reused and twin.known is not None and not twin.tree.done():
+                    twin.tree.set_result(load_tree(self._catalog, twin.known[1]))
+            return twin.tree.result()
+
+        return root
+
+    def _publish(self) -> IndexResult:
+        by_diff = {layer.diff_id: layer for layer in self._layers if layer.result or layer.stub or not layer.usable}
+        for layer in by_diff.values():
+            if layer.result is not None and layer.result is not layer.known:
+                self._catalog.set_layer(layer.diff_id, layer.result[0])
+        layers = []
+        for layer in self._layers:
+            done = by_diff[layer.diff_id]
+            if done.result is not None:
+                self._catalog.set_chain(layer.chain_id, ChainRecord(layer.diff_id, layer.parent or None))
+            elif not done.stub:
+                self._warnings.append(
+                    f"{self._image.layer_name(layer.number)} takes directory attributes from the layers below it, and "
+                    "other ones in an image indexed before: in this image it will be unpacked the ordinary way"
+                )
+            manifest = done.result[0] if done.result else None
+            reused = done.result is not None and done.result is done.known
+            layers.append(IndexedLayer(layer.diff_id, layer.chain_id, manifest, reused, done.stub))
+        record = ImageRecord(
+            manifest_digest=self._image.manifest.digest,
+            names=(self._image.name,),
+            platform=str(self._image.platform),
+            diff_ids=tuple(layer.diff_id for layer in self._layers),
+            chain_ids=tuple(layer.chain_id for layer in self._layers),
+            size=sum(descriptor.size for descriptor in self._image.manifest.layers),
+            indexed=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+        self._catalog.set_image(record)
+        return IndexResult(record, tuple(layers), self._new_packs, self._new_bytes, tuple(self._warnings))
+
+
+__all__ = ["PARENT_LABEL", "IndexResult", "IndexedLayer", "index_image", "open_source"]

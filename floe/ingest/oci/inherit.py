@@ -1,0 +1,32 @@
+"""Directories that a layer's archive has no entry for: which attributes they show above given lower layers.
+
+containerd copies them from the topmost lower layer that has the directory when it applies a layer (mkparent in
+archive/tar.go); without that, a layer holding only `tmp/x` would turn `/tmp` into 0755.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from floe.store.nodes import Node, find
+
+_TRUSTED = b"trusted."
+
+
+def inherit(implicit: Iterable[tuple[bytes, Node]], lower: Sequence[Callable[[], Node]]) -> None:
+    """Give each (path, directory) its mode, owner, times and xattrs from `lower`: roots of layers, topmost first."""
+    for path, node in implicit:
+        for root in lower:
+            found = find(root(), path)
+            if found is None:
+                continue
+            if found.is_dir:  # else it was replaced or deleted, and is made anew
+                copy_attributes(found, node)
+            break
+
+
+def copy_attributes(source: Node, target: Node) -> None:
+    """Mode, owner, times, and xattrs but for those overlayfs keeps in `trusted.`."""
+    target.mode, target.uid, target.gid = source.mode, source.uid, source.gid
+    target.mtime, target.mtime_ns = source.mtime, source.mtime_ns
+    target.xattrs.update({k: v for k, v in source.xattrs.items() if not k.startswith(_TRUSTED)})

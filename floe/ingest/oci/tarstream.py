@@ -1,0 +1,277 @@
+"""A tar archive read once, front to back: entries, and the content of each while it passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from floe.ingest.oci import tarheader
+from floe.ingest.oci.tarheader import RECORD, Entry
+from floe.store.errors import DamagedError
+
+_SPECIAL_MAX = 4 << 20  # bytes of a pax header or a long name
+_MAP_MAX = 64 << 20  # bytes of a sparse map
+_PLACES_MAX = 4 << 20  # data areas of a sparse file
+_ZERO_RECORD = bytes(RECORD)
+_ZEROS = bytes(1 << 20)
+
+
+class Content(Protocol):
+    """Bytes of one regular file, in order."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes; b"" at the end."""
+        ...
+
+
+class Feed:
+    """Pieces of bytes as one stream, with no more than a piece in memory."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._piece = b""
+        self._at = 0
+
+    def some(self, limit: int) -> bytes:
+        """Between 1 and `limit` bytes, whatever is at hand; b"" at the end."""
+        while self._at >= len(self._piece):
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            self._piece, self._at = piece, 0
+        at = self._at
+        taken = self._piece[at : at + limit]
+        self._at = at + len(taken)
+        return taken
+
+    def take(self, size: int) -> bytes:
+        """`size` bytes; fewer only at the end."""
+        data = self.some(size)
+        if len(data) == size or not data:
+            return data
+        parts = [data]
+        missing = size - len(data)
+        while missing and (data := self.some(missing)):
+            parts.append(data)
+            missing -= len(data)
+        return b"".join(parts)
+
+    def skip(self, size: int) -> int:
+        """Pass over `size` bytes; returns how many there were."""
+        left = size
+        while left and (data := self.some(min(left, len(_ZEROS)))):
+            left -= len(data)
+        return size - left
+
+    def drain(self) -> None:
+        """Read to the end, so that digests over the stream are whole."""
+        while self.some(len(_ZEROS)):
+            pass
+
+
+class _Data:
+    """The stored bytes of the current entry."""
+
+    def __init__(self, feed: Feed, size: int, what: str) -> None:
+        self._feed, self.left, self._what = feed, size, what
+
+    def read(self, size: int = -1, /) -> bytes:
+        wanted = self.left if size < 0 else min(size, self.left)
+        if not wanted:
+            return b""
+        data = self._feed.some(wanted) if size >= 0 else self._feed.take(wanted)
+        if not data or (size < 0 and len(data) < wanted):
+            raise DamagedError(f"{self._what} is cut short: {self.left} bytes of a file are missing")
+        self.left -= len(data)
+        return data
+
+
+class Limited:
+    """The next `size` bytes of `content`, of which there are at least as many."""
+
+    def __init__(self, content: Content, size: int) -> None:
+        self._content, self._left = content, size
+
+    def read(self, size: int = -1, /) -> bytes:
+        """See Content.read."""
+        data = self._content.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
+
+
+class Sparse:
+    """A sparse file's bytes, its holes as zeros. `skip` passes over bytes known to lie in a hole, for nothing."""
+
+    def __init__(self, data: Content, entry: Entry) -> None:
+        self._data = data
+        self._size = entry.size
+        self._at = 0
+        self._places = [place for place in entry.sparse or () if place[1]]
+        self._places.reverse()
+
+    def hole(self) -> int:
+        """Bytes from here on that are hole, 0 inside of data."""
+        if not self._places:
+            return self._size - self._at
+        return max(0, self._places[-1][0] - self._at)
+
+    def skip(self, size: int) -> None:
+        """Pass over `size` bytes, no more than `hole()`."""
+        self._at += size
+
+    def read(self, size: int = -1, /) -> bytes:
+        """See Content.read."""
+        if size < 0:
+            return b"".join(iter(lambda: self.read(len(_ZEROS)), b""))
+        hole = self.hole()
+        if hole:
+            data = _ZEROS[: min(hole, size)]
+        elif not self._places:
+            return b""
+        else:
+            offset, length = self._places[-1]
+            data = self._data.read(min(size, offset + length - self._at))
+            if self._at + len(data) == offset + length:
+                self._places.pop()
+        self._at += len(data)
+        return data
+
+
+class TarStream:
+    """Iterates over the entries of an archive; `content()` is the current entry's, until the next is asked for.
+
+    DamagedError: no tar archive, or cut short; UnsupportedError: a sparse format of the future. `what` names the
+    archive in messages.
+    """
+
+    def __init__(self, pieces: Iterator[bytes], what: str) -> None:
+        self._feed = Feed(pieces)
+        self._what = what
+        self._data = _Data(self._feed, 0, what)
+        self._padding = 0
+        self._entry: Entry | None = None
+
+    def __iter__(self) -> Iterator[Entry]:
+        while (entry := self._next()) is not None:
+            self._entry = entry
+            yield entry
+        self._feed.drain()
+
+    def content(self) -> _Data | Sparse:
+        """The current entry's bytes, `entry.size` of them."""
+        assert self._entry is not None
+        return self._data if self._entry.sparse is None else Sparse(self._data, self._entry)
+
+    def _next(self) -> Entry | None:
+        name = link = b""
+        records: list[tuple[bytes, bytes]] = []
+        while True:
+            self._finish()
+            header = self._header()
+            if header is None:
+                if name or link or records:
+                    raise DamagedError(f"{self._what} ends behind an extended header")
+                return None
+            entry = tarheader.parse_header(header, self._what)
+            if entry.type in (tarheader.PAX, tarheader.GNU_NAME, tarheader.GNU_LINK):
+                data = self._special(entry)
+                if entry.type == tarheader.PAX:
+                    records = tarheader.parse_pax(data, self._what)
+                elif entry.type == tarheader.GNU_NAME:
+                    name = data.partition(b"\0")[0]
+                else:
+                    link = data.partition(b"\0")[0]
+                continue
+            if entry.type == tarheader.PAX_GLOBAL:  # containerd ignores these
+                self._start(entry.stored)
+                continue
+            return self._complete(entry, name, link, records)
+
+    def _complete(self, entry: Entry, name: bytes, link: bytes, records: list[tuple[bytes, bytes]]) -> Entry:
+        map_in_data = tarheader.apply_pax(entry, records, self._what) if records else False
+        entry.name, entry.link = name or entry.name, link or entry.link
+        if entry.type in (tarheader.REG_OLD, tarheader.CONTIGUOUS):
+            old_directory = entry.type == tarheader.REG_OLD and entry.name.endswith(b"/")
+            entry.type = tarheader.DIRECTORY if old_directory else tarheader.REG
+            entry.stored = 0 if old_directory else entry.stored
+        if entry.gnu_extended:
+            entry.sparse = self._extended(entry.sparse or ())
+        if entry.type == tarheader.GNU_SPARSE:
+            entry.type = tarheader.REG
+        self._start(entry.stored)
+        if map_in_data:
+            entry.sparse = self._map(entry)
+        if entry.sparse is not None:
+            tarheader.check_sparse(entry, self._what)
+        return entry
+
+    def _start(self, stored: int) -> None:
+        self._data = _Data(self._feed, stored, self._what)
+        self._padding = -stored % RECORD
+
+    def _finish(self) -> None:
+        left = self._data.left + self._padding
+        # An archive may end without the padding of its last file.
+        if left and self._feed.skip(left) < self._data.left:
+            raise DamagedError(f"{self._what} is cut short: {self._data.left} bytes of a file are missing")
+        self._data.left = self._padding = 0
+
+    def _header(self) -> bytes | None:
+        """The next header; None at the end: two records of zeros, or no more bytes."""
+        header = self._feed.take(RECORD)
+        if header == _ZERO_RECORD:
+            header = self._feed.take(RECORD)
+            if header and header != _ZERO_RECORD:
+                raise DamagedError(f"{self._what} goes on behind a record of zeros")
+            return None
+        if not header:
+            return None
+        if len(header) < RECORD:
+            raise DamagedError(f"{self._what} is cut short inside of a header")
+        return header
+
+    def _block(self) -> bytes:
+        block = self._feed.take(RECORD)
+        if len(block) < RECORD:
+            raise DamagedError(f"{self._what} is cut short inside of a header")
+        return block
+
+    def _extended(self, first: tarheader.SparseMap) -> tarheader.SparseMap:
+        places = list(first)
+        more = True
+        while more:
+            if len(places) > _PLACES_MAX:
+                raise DamagedError(f"{self._what} has a sparse file without an end of its map")
+            some, more = tarheader.parse_gnu_extension(self._block(), self._what)
+            places.extend(some)
+        return tuple(places)
+
+    def _special(self, entry: Entry) -> bytes:
+        if entry.stored > _SPECIAL_MAX:
+            raise DamagedError(f"{self._what} has an extended header of {entry.stored} bytes")
+        self._start(entry.stored)
+        return self._data.read()
+
+    def _map(self, entry: Entry) -> tarheader.SparseMap:
+        """GNU sparse format 1.0: decimal numbers on lines, the first their count of pairs, padded to records."""
+        text = b""
+        wanted: int | None = None
+        lines = 0
+        parts: list[bytes] = []
+        while wanted is None or lines < wanted:
+            if self._data.left < RECORD or len(parts) * RECORD > _MAP_MAX:
+                raise DamagedError(f"{self._what} has a sparse file without an end of its map")
+            part = b""
+            while len(part) < RECORD:
+                part += self._data.read(RECORD - len(part))
+            parts.append(part)
+            lines += part.count(b"\n")
+            if wanted is None and lines:
+                text = b"".join(parts)
+                count = text.partition(b"\n")[0]
+                if not count.isdigit() or len(count) > 9:
+                    raise DamagedError(f"{self._what} has a sparse file with a malformed map")
+                wanted = 1 + 2 * int(count)
+        numbers = b"".join(parts).split(b"\n")[1:wanted]
+        entry.stored = self._data.left
+        return tarheader.parse_sparse_text(numbers, self._what)

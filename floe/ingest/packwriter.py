@@ -1,0 +1,217 @@
+"""Chunks to packs: spooled to local disk frame by frame, sealed, then handed on for upload.
+
+A pack has two sections. Chunks of exactly 4 MiB go to the first, so each starts on a multiple of 4 MiB; tails and
+small files go to the second, each on the next 4 KiB block. Since the first section's size is a multiple of 4 MiB, and so
+of every frame size, both are cut into frames on their own and joined when the pack is sealed.
+
+One thread calls a PackWriter; frames are hashed and compressed in the pool. At most `_PENDING` bytes of content a
+section wait for it. Equal chunks added in equal order give equal packs.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from floe.store.errors import FloeError, NoSpaceError, UnavailableError
+from floe.store.frames import encode_frame
+from floe.store.ids import Buffer, digest
+from floe.store.nodes import CHUNK, Chunk, blocks
+from floe.store.packindex import (
+    BLOCK,
+    MAX_CONTENT,
+    ChunkEntry,
+    FrameEntry,
+    PackIndex,
+    decode_chunk_table,
+    encode_chunk_table,
+)
+
+_PENDING = 8 << 20  # bytes of content of a section that wait to be encoded or written
+
+
+@dataclass(frozen=True)
+class SealedPack:
+    """A pack ready for upload: its frames in the file `path`, its index and chunk table, checked by reading them back."""
+
+    id: str
+    path: Path
+    index: PackIndex
+    index_data: bytes
+    table_data: bytes
+    chunks: tuple[ChunkEntry, ...]
+
+
+def spool_failure(error: OSError, spool: Path) -> FloeError:
+    """What a failed write to the spool directory means to the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return NoSpaceError(
+            f"no space left in {spool}, where packs are collected before upload",
+            hint="free some space there, or choose another disk with --spool-dir; up to 12 GiB are used at a time",
+        )
+    return UnavailableError(f"cannot write to {spool}: {error.strerror}")
+
+
+class _Section:
+    """Content appended block-aligned, cut into frames, encoded in the pool, written to a spool file in order."""
+
+    def __init__(self, path: Path, frame_size: int, pool: Executor) -> None:
+        self.path = path
+        self.size = 0  # bytes of content, padding included
+        self.chunks: list[Chunk] = []
+        self.frames: list[FrameEntry] = []
+        self._frame_size = frame_size
+        self._pool = pool
+        self._file: IO[bytes] | None = None
+        self._partial = bytearray()
+        self._waiting: deque[tuple[int, Future[tuple[Buffer, FrameEntry]]]] = deque()
+        self._waiting_bytes = 0
+
+    def add(self, chunk: Chunk, data: bytes) -> None:
+        chunk.block = self.size // BLOCK
+        self.chunks.append(chunk)
+        size = self._frame_size
+        view = memoryview(data)
+        if not self._partial:
+            whole = len(view) // size * size
+            for start in range(0, whole, size):
+                self._submit(view[start : start + size])
+            view = view[whole:]
+        self._partial += view
+        self._partial += bytes(-len(data) % BLOCK)
+        self.size += blocks(len(data)) * BLOCK
+        if len(self._partial) >= size:
+            content = bytes(self._partial)
+            whole = len(content) // size * size
+            self._partial = bytearray(content[whole:])
+            for start in range(0, whole, size):
+                self._submit(memoryview(content)[start : start + size])
+
+    def _submit(self, content: Buffer) -> None:
+        self._waiting.append((len(content), self._pool.submit(encode_frame, content)))
+        self._waiting_bytes += len(content)
+        while self._waiting_bytes > _PENDING:
+            self._write_oldest()
+
+    def _write_oldest(self) -> None:
+        length, future = self._waiting.popleft()
+        stored, entry = future.result()
+        self._waiting_bytes -= length
+        if self._file is None:
+            self._file = self.path.open("xb")
+        self._file.write(stored)
+        self.frames.append(entry)
+
+    def finish(self) -> None:
+        """All content is in the file afterwards; an empty section has none."""
+        if self._partial:
+            content = bytes(self._partial)
+            self._partial = bytearray()
+            self._submit(content)
+        while self._waiting:
+            self._write_oldest()
+        self.discard()
+
+    def discard(self) -> None:
+        """Close the file without finishing it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class PackWriter:
+    """Places chunks into packs of at most `max_content` bytes; `sealed` gets each pack as soon as it is full.
+
+    `spool` is an existing directory of its own. NoSpaceError or UnavailableError when it cannot be written.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        frame_size: int,
+        pool: Executor,
+        sealed: Callable[[SealedPack], None],
+        *,
+        max_content: int = MAX_CONTENT,
+    ) -> None:
+        self._spool = spool
+        self._frame_size = frame_size
+        self._pool = pool
+        self._sealed = sealed
+        self._max_content = max_content
+        self._number = 0
+        self._open_sections()
+
+    def _open_sections(self) -> None:
+        self._full = _Section(self._spool / f"{self._number}.full", self._frame_size, self._pool)
+        self._small = _Section(self._spool / f"{self._number}.small", self._frame_size, self._pool)
+        self._number += 1
+
+    @property
+    def open_content(self) -> int:
+        """Bytes of content in the pack that is not sealed yet."""
+        return self._full.size + self._small.size
+
+    def add(self, chunk: Chunk, data: bytes) -> None:
+        """Take `data` as the content of `chunk`, whose place is known once its pack is sealed."""
+        if self.open_content + blocks(len(data)) * BLOCK > self._max_content:
+            self.seal()
+        try:
+            (self._full if len(data) == CHUNK else self._small).add(chunk, data)
+        except OSError as error:
+            raise spool_failure(error, self._spool) from error
+
+    def seal(self) -> None:
+        """Finish the open pack, if it holds anything, and fill in the places of its chunks."""
+        full, small = self._full, self._small
+        if not full.size and not small.size:
+            return
+        try:
+            full.finish()
+            small.finish()
+            path = _join(full, small)
+            stored = path.stat().st_size
+        except OSError as error:
+            raise spool_failure(error, self._spool) from error
+        base = full.size // BLOCK
+        for chunk in small.chunks:
+            chunk.block += base
+        chunks = [*full.chunks, *small.chunks]
+        entries = tuple(ChunkEntry(chunk.digest, chunk.length, chunk.block) for chunk in chunks)
+        table = encode_chunk_table(entries)
+        index = PackIndex(self._frame_size, full.size + small.size, (*full.frames, *small.frames), digest(table))
+        data = index.encode()
+        pack_id = index.pack_id
+        # What a reader will see must be what was meant, before anything is published.
+        decoded = PackIndex.decode(data, pack_id)
+        if (
+            decoded != index
+            or index.stored_size != stored
+            or tuple(decode_chunk_table(table, decoded, pack_id)) != entries
+        ):
+            raise UnavailableError(f"pack {pack_id} was not written as planned", hint="try again; check this machine")
+        for chunk in chunks:
+            chunk.pack_id = pack_id
+        self._open_sections()
+        self._sealed(SealedPack(pack_id, path, index, data, table, entries))
+
+    def discard(self) -> None:
+        """Drop what is not sealed."""
+        self._full.discard()
+        self._small.discard()
+
+
+def _join(full: _Section, small: _Section) -> Path:
+    if not full.size:
+        return small.path
+    if small.size:
+        with full.path.open("ab") as out, small.path.open("rb") as more:
+            shutil.copyfileobj(more, out, 1 << 20)
+        small.path.unlink()
+    return full.path

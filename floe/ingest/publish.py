@@ -1,0 +1,310 @@
+"""Content to the store: chunks are deduplicated, packed, uploaded; then the tree, then the manifest.
+
+Nothing refers to an object before it is there: pack, chunk table, index (for each pack), all packs before the tree,
+the tree before the manifest; the caller sets the ref last. A crash at any point leaves objects that nothing names.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from floe.ingest import repack
+from floe.ingest.chunker import (
+    Identity,
+    Readable,
+    changed,
+    check_size,
+    file_pieces,
+    identity,
+    open_file,
+    shown,
+    stream_pieces,
+)
+from floe.ingest.entries import Chunk, FileContent, Node, chunk_bits, tree_sizes, walk
+from floe.ingest.erofs_writer import plan_image, write_image
+from floe.ingest.packinfo import PackInfo
+from floe.ingest.packwriter import PackWriter, SealedPack
+from floe.ingest.spool import Spool
+from floe.store import layout
+from floe.store.catalog import Catalog
+from floe.store.erofs import MAX_DEVICES, read_device_table
+from floe.store.errors import BadInputError, CancelledError, UnavailableError
+from floe.store.ids import digest, hexdigest
+from floe.store.objects.base import ObjectStore
+from floe.store.packindex import MAX_CONTENT
+from floe.store.records import Manifest, PackEntry, TreeEntry
+from floe.store.treeobject import decode_tree, encode_tree
+
+_BATCH_BYTES = 16 << 20  # content held while its digests are looked up
+_BATCH_COUNT = 2048  # pieces looked up at once
+_INLINE = 64 << 10  # bytes; hashing these is faster than handing them to another thread
+_UPLOADS = 2  # sealed packs that wait for upload on local disk
+
+
+class Progress(Protocol):
+    """Told how far reading the source has come, in bytes."""
+
+    def total(self, nbytes: int) -> None:
+        """All that will be read, once it is known."""
+        ...
+
+    def advance(self, nbytes: int) -> None:
+        """So many more were read."""
+        ...
+
+
+@dataclass
+class IngestStats:
+    """What a push did so far, in bytes and packs. `deduplicated_bytes` were found in the store or seen before."""
+
+    content_bytes: int = 0
+    deduplicated_bytes: int = 0
+    hole_bytes: int = 0
+    new_packs: int = 0
+    new_bytes: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Piece:
+    chunk: Chunk
+    data: bytes
+    hashing: Future[bytes] | None
+
+
+class Ingest:
+    """One tree's way into the store; a context manager. One thread calls it; it works with `workers` others.
+
+    `catalog`: where to; its store is created when there is none. `spool_dir`: local disk for up to three packs (12 GiB).
+    `frame_size`: LAYER_FRAME or MODEL_FRAME. `progress`: see Progress. `sync`: learn first which chunks the store
+    holds (skip it when the catalog did so a moment ago). Memory stays below some 200 MiB and 400 bytes a file.
+
+    Leaving it without `finish` (an error, say) publishes no tree; packs already uploaded are named by nothing, and a
+    later push of the same content finds their chunks.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        spool_dir: Path,
+        frame_size: int,
+        workers: int | None = None,
+        progress: Progress | None = None,
+        sync: bool = True,
+        max_pack: int = MAX_CONTENT,
+        max_packs: int = MAX_DEVICES,
+    ) -> None:
+        catalog.ensure_store()
+        if sync:
+            catalog.sync_chunks()
+        self.stats = IngestStats()
+        self._catalog, self._store = catalog, catalog.store
+        self._progress = progress
+        self._max_pack, self._max_packs = max_pack, max_packs
+        self._packs = PackInfo(catalog.store)
+        self._spool = Spool(spool_dir)
+        self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 2, thread_name_prefix="floe-ingest")
+        self._uploader = ThreadPoolExecutor(1, thread_name_prefix="floe-upload")
+        self._uploads: list[Future[None]] = []
+        self._writer = PackWriter(self._spool.path, frame_size, self._pool, self._upload_later, max_content=max_pack)
+        self._batch: list[_Piece] = []
+        self._batch_bytes = 0
+        self._chunks: dict[tuple[bytes, int], Chunk] = {}
+        self._twins: list[tuple[Chunk, Chunk]] = []
+        self._own: set[str] = set()
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> Ingest:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers, an upload under way included, and remove what is spooled."""
+        self._stopping.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._uploader.shutdown(wait=True, cancel_futures=True)
+        self._writer.discard()
+        self._spool.close()
+
+    # Content in
+
+    def add_stream(self, readable: Readable, size: int, name: str = "the stream") -> FileContent:
+        """The next `size` bytes of `readable` as a file's content.
+
+        Chunks have their places only after `finish`. BadInputError when the stream, called `name`, ends early.
+        """
+        check_size(size, name)
+
+        def short(missing: int) -> BadInputError:
+            return BadInputError(f"{name} ends {missing} bytes early")
+
+        chunks = [self._add_piece(data) for data in self._counted(stream_pieces(readable, size, short), size)]
+        return FileContent(size, chunk_bits(size), tuple(chunks))
+
+    def add_file(self, path: str | bytes | Path, expected: Identity | None = None) -> FileContent:
+        """A regular file's content. A symlink is not followed.
+
+        SourceChangedError when it is not (or no longer) the file `expected`, or changes, shrinks or vanishes while
+        it is read; AccessDeniedError names a file that may not be read.
+        """
+        raw = os.fsencode(path)
+        descriptor = open_file(raw)
+        try:
+            before = os.fstat(descriptor)
+            if expected not in (None, identity(before)):
+                raise changed(raw)
+            size = before.st_size
+            check_size(size, shown(raw))
+            pieces = self._counted(file_pieces(descriptor, size, raw), size)
+            chunks = [self._add_piece(data) for data in pieces]
+            if identity(before) != identity(os.fstat(descriptor)):
+                raise changed(raw)
+        finally:
+            os.close(descriptor)
+        return FileContent(size, chunk_bits(size), tuple(chunks))
+
+    def _counted(self, pieces: Iterator[bytes | None], size: int) -> Iterator[bytes | None]:
+        grid, left = 1 << chunk_bits(size), size
+        for data in pieces:
+            length = min(grid, left)
+            left -= length
+            self.stats.content_bytes += length
+            if data is None:
+                self.stats.hole_bytes += length
+            if self._progress is not None:
+                self._progress.advance(length)
+            yield data
+
+    def _add_piece(self, data: bytes | None) -> Chunk | None:
+        if data is None:
+            return None
+        small = len(data) <= _INLINE
+        chunk = Chunk(digest(data) if small else b"", len(data))
+        self._batch.append(_Piece(chunk, data, None if small else self._pool.submit(digest, data)))
+        self._batch_bytes += len(data)
+        if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_COUNT:
+            self._settle()
+        return chunk
+
+    def _settle(self) -> None:
+        """Decide for each waiting piece whether it is stored already, in order of arrival."""
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        for piece in batch:
+            if piece.hashing is not None:
+                piece.chunk.digest = piece.hashing.result()
+        keys = {(piece.chunk.digest, piece.chunk.length) for piece in batch}
+        places = self._catalog.find_chunks(keys - self._chunks.keys())
+        wanted = {place.pack_id for place in places.values()}
+        usable = {p for p, entry in zip(wanted, self._pool.map(self._packs.find, wanted), strict=True) if entry}
+        for piece in batch:
+            chunk, key = piece.chunk, (piece.chunk.digest, piece.chunk.length)
+            first = self._chunks.setdefault(key, chunk)
+            place = places.get(key)
+            if first is not chunk:
+                self._twins.append((chunk, first))
+                self.stats.deduplicated_bytes += chunk.length
+            elif place is not None and place.pack_id in usable:
+                chunk.pack_id, chunk.block = place.pack_id, place.block
+                self.stats.deduplicated_bytes += chunk.length
+            else:
+                self._writer.add(chunk, piece.data)
+
+    # Packs out
+
+    def _upload_later(self, pack: SealedPack) -> None:
+        entry = PackEntry(pack.id, pack.index.content_size, pack.index.stored_size, pack.index.frame_size)
+        self._packs.add(entry)
+        self._own.add(pack.id)
+        self.stats.new_packs += 1
+        self.stats.new_bytes += pack.index.stored_size
+        while len(self._uploads) >= _UPLOADS:
+            self._uploads.pop(0).result()
+        self._uploads.append(self._uploader.submit(self._upload, pack))
+
+    def _upload(self, pack: SealedPack) -> None:
+        self._store.put_file(layout.pack_key(pack.id), pack.path, self._uploaded)
+        pack.path.unlink()
+        self._store.put(layout.chunk_table_key(pack.id), pack.table_data)
+        self._store.put(layout.pack_index_key(pack.id), pack.index_data)
+        self._catalog.add_pack(pack.id, pack.chunks)
+
+    def _uploaded(self, _nbytes: int) -> None:
+        # Called between the parts of an upload: whoever interrupts a push does not wait for 4 GiB to go out first.
+        if self._stopping.is_set():
+            raise CancelledError("the push was stopped; nothing was published")
+
+    # The tree
+
+    def finish(
+        self,
+        root: Node,
+        kind: str,
+        source: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        previous: Manifest | None = None,
+    ) -> tuple[str, Manifest]:
+        """Upload what is left, then the tree of `root`, then its manifest: (manifest digest, manifest).
+
+        When `previous` says the same but for where and when it was made, it is what is returned, so that pushing the
+        same thing again changes nothing. `stats` is complete afterwards, with a warning for each thing left out.
+        """
+        self._settle()
+        repack.limit_packs(
+            self._chunks.values(), self._own, self._writer, self._store, limit=self._max_packs, max_pack=self._max_pack
+        )
+        self._writer.seal()
+        for twin, first in self._twins:
+            twin.pack_id, twin.block = first.pack_id, first.block
+        while self._uploads:
+            self._uploads.pop(0).result()
+        image, warnings = _image(root, self._packs)
+        self.stats.warnings += warnings
+        tree = _put_tree(self._store, image)
+        packs = tuple(self._packs.get(pack_id) for pack_id, _ in read_device_table(image))
+        created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        manifest = Manifest(
+            kind, TreeEntry(tree, len(image)), packs, tree_sizes(root), source, created, dict(labels or {})
+        )
+        if previous is not None and replace(previous, created=created, source=source) == manifest:
+            manifest = previous
+        return self._catalog.put_manifest(manifest), manifest
+
+
+def publish_tree(catalog: Catalog, root: Node) -> str:
+    """Store the tree of nodes whose chunks are in the store already (a model placed at a path); its digest.
+
+    DamagedError when a pack it needs is not in the store.
+    """
+    image, _ = _image(root, PackInfo(catalog.store))
+    return _put_tree(catalog.store, image)
+
+
+def _image(root: Node, packs: PackInfo) -> tuple[bytes, list[str]]:
+    used = {c.pack_id for _, node in walk(root) if node.content for c in node.content.chunks if c is not None}
+    plan = plan_image(root, {pack_id: packs.blocks(pack_id) for pack_id in used})
+    image = write_image(plan)
+    if read_device_table(image) != plan.packs:
+        raise UnavailableError("the tree was not written as planned", hint="try again; check this machine")
+    return image, plan.warnings
+
+
+def _put_tree(store: ObjectStore, image: bytes) -> str:
+    tree = hexdigest(image)
+    data = encode_tree(image)
+    decode_tree(data, tree)  # what a reader will see must be what was meant
+    store.put(layout.tree_key(tree), data)
+    return tree

@@ -1,0 +1,177 @@
+"""Models mounted for users: `floe model mount` and `floe umount`.
+
+A record `<run dir>/models/<id>.json` of each says what lies where, and whether the pack filesystem was started for it:
+then it is stopped with the last model that needs it, unless something else uses it by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from floe.mount.mounter import TreeMounter
+from floe.mount.mountinfo import mount_at, read_mounts
+from floe.mount.quiet import packfs_device, superblock_alive
+from floe.mount.state import PACKFS
+from floe.mount.trees import Tree
+from floe.store.errors import BadInputError, BusyError, NotFoundError, UnavailableError
+from floe.store.ids import hexdigest
+
+_WAIT = 60.0  # seconds for another mount or unmount of a model; it may start or stop the pack filesystem
+
+
+@dataclass(frozen=True)
+class ModelMount:
+    """A model at a mountpoint. `made`: the directory was made for it. `boot` is the boot id."""
+
+    mountpoint: str
+    tree: str
+    model: str
+    started_packfs: bool
+    made: bool
+    boot: str
+
+    @property
+    def id(self) -> str:
+        """Names the record: 32 hex digits of the mountpoint's digest."""
+        return _id(self.mountpoint)
+
+    @property
+    def owner(self) -> str:
+        """The tree's owner."""
+        return f"model-{self.id}"
+
+
+def mount_model(
+    tree: Tree,
+    mountpoint: Path,
+    mounter: TreeMounter,
+    *,
+    model: str,
+    start_packfs: Callable[[], None],
+    stop_packfs: Callable[[], None],
+) -> ModelMount:
+    """Show `tree` at `mountpoint`, an empty directory or a new one whose parent exists; `model` is for people.
+
+    `start_packfs` is called when the tree is not whole in the node cache and no pack filesystem runs; it returns when
+    that serves. BusyError: something is mounted there. BadInputError: no empty directory. Any error of
+    `TreeMounter.mount`; nothing stays mounted or running then.
+    """
+    place = os.path.realpath(mountpoint)
+    with mounter.state.lock("models", _WAIT):
+        made = _check_place(place)
+        started = False
+        try:
+            if any(not pack.complete for pack in tree.packs) and not _packfs_runs(mounter):
+                start_packfs()
+                started = True
+            record = ModelMount(place, tree.digest, model, started, made, mounter.state.boot)
+            mounter.state.write(_file(mounter, record.id), asdict(record))
+            try:
+                mounter.mount(tree, record.owner)
+                mounter.bind(tree.digest, Path(place), model=True)
+            except BaseException:
+                with contextlib.suppress(BusyError):
+                    mounter.release(tree.digest, record.owner)
+                _file(mounter, record.id).unlink(missing_ok=True)
+                raise
+        except BaseException:
+            if made:
+                with contextlib.suppress(OSError):
+                    Path(place).rmdir()
+            if started:
+                stop_packfs()
+            raise
+    return record
+
+
+def umount_model(mountpoint: Path, mounter: TreeMounter, *, stop_packfs: Callable[[], None]) -> bool:
+    """Undo `mount_model`; True when that stopped the pack filesystem.
+
+    NotFoundError when no model is mounted there. BusyError, at once, while files of it are open (the hint says by whom)
+    or reads are in flight; it stays mounted then.
+    """
+    place = os.path.realpath(mountpoint)
+    with mounter.state.lock("models", _WAIT):
+        record = _read(mounter, _file(mounter, _id(place)))
+        if record is None:
+            raise NotFoundError(f"no model is mounted at {mountpoint}", hint="`floe status` lists what is mounted")
+        if mount_at(place, read_mounts()) is not None:
+            mounter.ensure_removable(record.tree, record.owner, place)
+            mounter.unbind(Path(place))
+        mounter.release(record.tree, record.owner)
+        _file(mounter, record.id).unlink(missing_ok=True)
+        if record.made:
+            with contextlib.suppress(OSError):  # somebody put something into it
+                Path(place).rmdir()
+        stop = record.started_packfs and _nobody_needs_packfs(mounter)
+        if not mounter.mounts():
+            mounter.home.remove()  # leave the machine as it was
+        if stop:
+            stop_packfs()
+        return stop
+
+
+def model_mounts(mounter: TreeMounter) -> list[ModelMount]:
+    """The models mounted for users since this boot."""
+    found = [_read(mounter, path) for path in sorted(mounter.state.models.glob("*.json"))]
+    return [record for record in found if record is not None]
+
+
+def _check_place(place: str) -> bool:
+    """Whether the directory was made. Only what is empty and no mountpoint will do."""
+    if mount_at(place, read_mounts()) is not None:
+        raise BusyError(f"{place} is a mountpoint already", hint="`floe umount` it, or choose another directory")
+    try:
+        Path(place).mkdir()
+    except FileExistsError:
+        pass
+    except OSError as error:
+        hint = "make the directory above it first"
+        raise BadInputError(f"{place} cannot be made: {error.strerror}", hint=hint) from error
+    else:
+        return True
+    try:
+        empty = not any(Path(place).iterdir())
+    except OSError as error:
+        raise BadInputError(f"{place}: {error.strerror}", hint="give an empty directory") from error
+    if not empty:
+        raise BadInputError(f"{place} is not empty", hint="a mount would hide what is in it: give an empty directory")
+    return False
+
+
+def _packfs_runs(mounter: TreeMounter) -> bool:
+    try:
+        mounter.packfs.ping()
+    except UnavailableError:
+        return False
+    return bool(packfs_device(mounter.run_dir))
+
+
+def _nobody_needs_packfs(mounter: TreeMounter) -> bool:
+    """Else, another model takes over that it was started for a model."""
+    mounts = read_mounts()
+    lingering = [record for _, record in mounter.state.lingering() if superblock_alive(record, mounts)]
+    needed = {record.digest for record in [*mounter.mounts(), *lingering] if record.mode == PACKFS}
+    for other in model_mounts(mounter):
+        if other.tree in needed:
+            mounter.state.write(_file(mounter, other.id), asdict(replace(other, started_packfs=True)))
+            return False
+    return not needed
+
+
+def _id(place: str) -> str:
+    return hexdigest(os.fsencode(place))[:32]
+
+
+def _file(mounter: TreeMounter, record_id: str) -> Path:
+    return mounter.state.models / f"{record_id}.json"
+
+
+def _read(mounter: TreeMounter, path: Path) -> ModelMount | None:
+    found: dict[str, Any] | None = mounter.state.read(path)
+    return None if found is None else ModelMount(**found)

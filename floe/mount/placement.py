@@ -1,0 +1,72 @@
+"""Straight on files or on loop devices: what this kernel can do and the cache's disk allows, found out once a boot."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+from floe.mount.probe import Probed, probe
+from floe.mount.runner import MountRunner, OperationError
+from floe.mount.state import RunState
+from floe.store.errors import UnsupportedError
+
+_log = logging.getLogger(__name__)
+LoopMode = Literal["auto", "always", "never"]
+
+
+class Placement:
+    """Mounts EROFS images, on what fits. `folder` is where images and packs lie. Thread-safe."""
+
+    def __init__(self, mode: LoopMode, runner: MountRunner, state: RunState, folder: Path) -> None:
+        self._mode = mode
+        self._runner = runner
+        self._state = state
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._probed: Probed | None = None
+
+    def probe(self) -> Probed:
+        """Whether files may be mounted; asked of the kernel once a boot, then remembered in the run directory."""
+        with self._lock:
+            if self._probed is None:
+                self._probed = self._recall() or self._ask()
+            return self._probed
+
+    def mount(self, **request: Any) -> dict[str, Any]:
+        """Run the operation `mount` (see helper.py). OperationError, DeadlineError, UnsupportedError."""
+        if self._mode == "always":
+            return self._runner.run("mount", loop=True, **request)
+        probed = self.probe()
+        if probed.files:
+            try:
+                return self._runner.run("mount", **request)
+            except OperationError as error:
+                if error.errno != errno.ENOTBLK or self._mode == "never":
+                    raise
+        elif self._mode == "never":
+            raise UnsupportedError(
+                f"trees cannot be mounted from files: {probed.why}",
+                hint='allow loop devices (loop = "auto"), or put the cache on a local disk',
+            )
+        return self._runner.run("mount", loop=True, **request)
+
+    def _ask(self) -> Probed:
+        found = probe(self._runner, self._folder)
+        if not found.files:
+            _log.warning("loop devices are put below EROFS: %s", found.why)
+        self._state.write(self._file(), {"boot": self._state.boot, "files": found.files, "why": found.why})
+        return found
+
+    def _recall(self) -> Probed | None:
+        try:
+            found = json.loads(self._file().read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return Probed(found["files"], found["why"]) if found["boot"] == self._state.boot else None
+
+    def _file(self) -> Path:
+        return self._state.probes / f"{self._folder.stat().st_dev}.json"

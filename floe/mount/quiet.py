@@ -1,0 +1,77 @@
+"""Is a tree safe to unmount, and is it gone afterwards?
+
+An unmount waits in the kernel for reads that are in flight below it, and with it `sync` and others (seen): so it is
+not begun. A superblock lives on after its unmount while another mount namespace or an overlay uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from floe.mount.loop import backing_file
+from floe.mount.mountinfo import MountEntry, mount_at, read_mounts
+from floe.mount.runner import MountRunner, OperationError
+from floe.mount.state import PACKFS, MountRecord
+from floe.store.errors import BusyError, UnavailableError
+
+_BDI = Path("/sys/class/bdi")
+
+
+class Packfs(Protocol):
+    """What the mounter asks the pack filesystem (floe.protos.packfs_control.PackfsClient); UnavailableError."""
+
+    def ping(self) -> int:
+        """The worker's process id."""
+        ...
+
+    def inflight(self, pack_ids: Iterable[str]) -> int:
+        """Reads on these packs not yet answered."""
+        ...
+
+
+def packfs_device(run_dir: Path) -> str:
+    """`major:minor` of the pack filesystem mounted below `run_dir`; empty when there is none."""
+    mount = mount_at(str(run_dir / "packs"), read_mounts())
+    return mount.device if mount and mount.fstype.startswith("fuse") else ""
+
+
+def ensure_quiet(record: MountRecord, run_dir: Path, packfs: Packfs, runner: MountRunner) -> None:
+    """BusyError unless no read is in flight on the tree's packs, or their connection is dead. DeadlineError."""
+    if record.mode != PACKFS:
+        return  # a local disk answers by itself
+    what = f"tree {record.digest}"
+    if record.packfs_device == packfs_device(run_dir):
+        try:
+            reads = packfs.inflight(record.packs)
+        except UnavailableError:
+            pass  # no worker now: ask the kernel
+        else:
+            if reads:
+                raise BusyError(f"{what} has {reads} reads in flight", hint="try again when they are answered")
+            return
+    try:
+        minor = int(record.packfs_device.partition(":")[2])
+        waiting = runner.run("waiting", minor=minor)["waiting"]
+    except (OperationError, ValueError):
+        waiting = -1
+    if waiting:  # None: the connection is gone; 0: nothing waits on it, as after an abort
+        raise BusyError(
+            f"{what} may have reads in flight, and its pack filesystem does not answer",
+            hint="start it again with `floe packfs`, or end it with --force, then try again",
+        )
+
+
+def is_mount_of(record: MountRecord, mount: MountEntry) -> bool:
+    """Whether `mount` shows the superblock of `record`. Device numbers are used again: ask `superblock_alive` as well."""
+    return mount.fstype == "erofs" and mount.device == record.device
+
+
+def superblock_alive(record: MountRecord, mounts: list[MountEntry]) -> bool:
+    """Whether the kernel still has the superblock, in whatever mount namespace or overlay."""
+    if record.loops:
+        return any(backing_file(device) == file for device, file in record.loops)
+    if record.bdi:
+        return (_BDI / record.bdi).exists()  # these names are never used twice
+    return any(is_mount_of(record, mount) for mount in mounts)

@@ -1,0 +1,41 @@
+"""What the kernel says when it will not mount, in Floe's errors."""
+
+from __future__ import annotations
+
+import errno
+
+from floe.mount.runner import OperationError
+from floe.store.errors import (
+    AccessDeniedError,
+    BusyError,
+    DamagedError,
+    FloeError,
+    NoSpaceError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+_KINDS: dict[int, tuple[type[FloeError], str]] = {
+    errno.EPERM: (AccessDeniedError, "mounting needs root (CAP_SYS_ADMIN)"),
+    errno.EACCES: (AccessDeniedError, "mounting needs root (CAP_SYS_ADMIN)"),
+    errno.EBUSY: (BusyError, "something else is mounted or being mounted there"),
+    errno.ENODEV: (UnsupportedError, "this kernel has no EROFS: load the module `erofs`, or use Linux 5.16 or later"),
+    errno.ENOSYS: (UnsupportedError, "use Linux 5.16 or later"),
+    errno.ENOTBLK: (UnsupportedError, 'allow loop devices (loop = "auto"), or put the cache on a local disk'),
+    errno.EOPNOTSUPP: (UnsupportedError, "use a newer kernel"),
+    errno.ENOENT: (NotFoundError, "start the pack filesystem again if it does not know the pack, or fetch the tree again"),
+    errno.ENOTDIR: (NotFoundError, "give a directory"),
+    errno.EINVAL: (DamagedError, "the kernel log (dmesg) may say more; push its model or index its image again"),
+    errno.EUCLEAN: (DamagedError, "push its model or index its image again"),
+    errno.EBADMSG: (DamagedError, "push its model or index its image again"),
+    errno.ENOSPC: (NoSpaceError, "too many mounts: see /proc/sys/fs/mount-max"),
+    errno.ENOMEM: (UnavailableError, "free some memory, then try again"),
+    errno.ENOTCONN: (UnavailableError, "start the pack filesystem again with `floe packfs`"),
+}  # fmt: skip
+
+
+def refusal(error: OperationError, what: str) -> FloeError:
+    """The error to raise for `what`, with the failed step and the kernel's words in it."""
+    kind, hint = _KINDS.get(error.errno or 0, (UnavailableError, "the kernel log (dmesg) may say more"))
+    return kind(f"{what}: {error}", hint=hint)

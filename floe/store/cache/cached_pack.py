@@ -1,0 +1,306 @@
+"""One pack's frames in the cache, in the writer's hands.
+
+Concurrency: `lock` guards every change of bits and data. Readers take no lock: they test bits, read, and look whether
+`generation` is still what it was before. Whoever takes frames away clears their bits and counts `generation` up before
+the data goes, so a reader that raced with it notices and throws its bytes away. A process killed at any point
+leaves at worst data without a bit, which loading gives back to the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from array import array
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from floe.store.cache.bitmap import HEADER_BYTES, Bitmap, runs
+from floe.store.cache.durable import punch, sync_folder, write_all
+from floe.store.cache.eviction import EMPTY, EXTENT, EXTENT_SHIFT
+from floe.store.ids import Buffer
+
+_log = logging.getLogger(__name__)
+
+_SLACK = 1 << 20  # bytes of disk beyond the present frames that are not worth looking for
+
+
+class Usage:
+    """What all packs share: bytes `held` (stored or about to be), `now` (recency: stores so far), failed disk `errors`."""
+
+    __slots__ = ("errors", "held", "lock", "now")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.held = 0
+        self.now = 1
+        self.errors = 0
+
+    def add(self, count: int) -> None:
+        """Change `held`, and move time on."""
+        with self.lock:
+            self.held += count
+            self.now = min(self.now + 1, EMPTY - 1)
+
+
+class Files:
+    """Descriptors of a pack's data and bitmap; closed when the last thread that uses them lets go."""
+
+    __slots__ = ("bitmap", "data")
+
+    def __init__(self, folder: Path) -> None:
+        self.data = self.bitmap = -1
+        self.data = os.open(folder / "data", os.O_RDWR)
+        self.bitmap = os.open(folder / "bitmap", os.O_RDWR | os.O_CREAT, 0o600)
+
+    def __del__(self) -> None:
+        for fd in (self.data, self.bitmap):
+            if fd >= 0:
+                os.close(fd)
+
+
+class CachedPack:
+    """The frames of `folder`, whose `data` exists with its full size. OSError from all but `read_into` and `load`."""
+
+    def __init__(
+        self, pack_id: str, folder: Path, bits: Bitmap, usage: Usage, opened: Callable[[CachedPack], None]
+    ) -> None:
+        self.id = pack_id
+        self.folder = folder
+        self.bits = bits
+        self.lock = threading.Lock()
+        self.generation = 0
+        self.complete = False
+        self.changed = False  # since this process loaded it
+        self.files: Files | None = None
+        self._loaded = 0
+        extents = -(-bits.content_size // EXTENT)
+        self.recency = array("I", [EMPTY]) * extents
+        self._usage = usage
+        self._opened = opened
+        self._shift = bits.frame_size.bit_length() - 1
+        self._content_size = bits.content_size
+        self._trusted = bits.trusted
+
+    def load(self, boot_id: str, recency: int, allocated: int) -> None:
+        """Make the bits, and their file, say what may be believed; see bitmap.py. `allocated`: bytes the data takes."""
+        bits = self.bits
+        if self.complete:
+            bits.fill()
+        elif not bits.clean and bits.boot_id != boot_id:
+            bits.distrust()
+            self._rewrite(boot_id)
+        if not self.complete and allocated > bits.held() + _SLACK:
+            self._return_leaks()
+        self._loaded = recency
+        for extent in {f >> (EXTENT_SHIFT - self._shift) for f in bits.present()}:
+            self.recency[extent] = recency
+
+    def _rewrite(self, boot_id: str) -> None:
+        """Write distrusted bits so that a death between two writes never leaves a bit that says too much."""
+        bits = self.bits
+        try:
+            files = self.open()
+            os.ftruncate(files.bitmap, HEADER_BYTES + 2 * len(bits.trusted))
+            write_all(files.bitmap, bits.suspect, HEADER_BYTES + len(bits.trusted))
+            write_all(files.bitmap, bits.trusted, HEADER_BYTES)
+            bits.boot_id, bits.clean = boot_id, False
+            write_all(files.bitmap, bits.header(), 0)
+        except OSError as error:
+            _log.warning("bitmap of pack %s in the cache cannot be written: %s", self.id, error)
+
+    def _return_leaks(self) -> None:
+        """Give back what a killed writer wrote without coming to set its bit, or cleared without coming to punch."""
+        present = set(self.bits.present())
+        try:
+            for first, count in runs([f for f in range(self.bits.count) if f not in present]):
+                if not punch(self.open().data, first << self._shift, count << self._shift):
+                    return
+        except OSError as error:
+            _log.warning("unused space of pack %s in the cache cannot be given back: %s", self.id, error)
+
+    def open(self) -> Files:
+        """The open files, opened when they are not."""
+        files = self.files
+        if files is None:
+            files = self.files = Files(self.folder)
+            self._opened(self)
+        return files
+
+    def read_into(self, offset: int, buffer: memoryview, *, wait: bool = True) -> bool:
+        """Fill `buffer` (of bytes) with the content from `offset` on; False unless all of it is here and trusted.
+
+        With `wait=False` BlockingIOError when that would take the disk: the content is not in the page cache.
+        """
+        length = len(buffer)
+        if offset + length > self._content_size:
+            return False
+        generation = self.generation
+        first, last = offset >> self._shift, (offset + length - 1) >> self._shift
+        if first == last:
+            if not self._trusted[first >> 3] >> (first & 7) & 1:
+                return False
+        elif not self.bits.covers(first, last):
+            return False
+        try:
+            files = self.files or self.open()
+            got = os.preadv(files.data, (buffer,), offset, 0 if wait else os.RWF_NOWAIT)
+        except OSError as error:
+            if not wait:  # from the disk, or a file system that cannot say: the caller asks again
+                raise BlockingIOError from error
+            self._usage.errors += 1
+            _log.warning("pack %s in the cache cannot be read, frames are fetched again: %s", self.id, error)
+            self._forget(range(first, last + 1))
+            return False
+        if got != length:
+            if not wait:  # the part that is in the page cache was given
+                raise BlockingIOError
+            return False
+        if self.generation != generation:
+            return False
+        self.recency[offset >> EXTENT_SHIFT] = self._usage.now
+        return True
+
+    def store(self, frame: int, content: Buffer, boot_id: str) -> bool:
+        """Write one frame, then its bit. False when it was there already, be it suspect, so takes no more space."""
+        with self.lock:
+            if self.bits.is_trusted(frame):
+                return False
+            fresh = not self.bits.is_suspect(frame)
+            files = self.open()
+            self._make_dirty(files, boot_id)
+            write_all(files.data, content, frame << self._shift)
+            self._trust(files, frame)
+        return fresh
+
+    def trust(self, frame: int, generation: int, boot_id: str) -> None:
+        """A suspect frame was hashed since `generation`, and matches."""
+        with self.lock:
+            if self.generation == generation and self.bits.is_suspect(frame):
+                files = self.open()
+                self._make_dirty(files, boot_id)
+                self._trust(files, frame)
+
+    def _trust(self, files: Files, frame: int) -> None:
+        self.bits.trust(frame)
+        self.recency[frame >> (EXTENT_SHIFT - self._shift)] = self._usage.now
+        self._write_bits(files, frame >> 3, (frame >> 3) + 1)
+
+    def _write_bits(self, files: Files, start: int, stop: int) -> None:
+        bits = self.bits
+        write_all(files.bitmap, bits.trusted[start:stop], HEADER_BYTES + start)
+        write_all(files.bitmap, bits.suspect[start:stop], HEADER_BYTES + len(bits.trusted) + start)
+
+    def _make_dirty(self, files: Files, boot_id: str) -> None:
+        """Before the first change: the file on disk must not go on calling itself clean."""
+        if self.changed:
+            return
+        bits = self.bits
+        was_clean = bits.clean
+        bits.clean, bits.boot_id = False, boot_id
+        whole = bits.encode()
+        os.ftruncate(files.bitmap, len(whole))
+        write_all(files.bitmap, whole, 0)
+        if was_clean:
+            os.fdatasync(files.bitmap)
+        self.changed = True
+
+    def drop(self, frames: Iterable[int], boot_id: str) -> int:
+        """Take frames away; the bytes of content that went. Where holes cannot be punched, all of the pack goes.
+
+        The caller holds the pack's flock and saw no pin.
+        """
+        with self.lock:
+            files = self.open()
+            if self.complete:
+                # Whoever mounts natively believes this name, so it goes first, for good.
+                (self.folder / "complete").unlink(missing_ok=True)
+                sync_folder(self.folder)
+                self.complete = False
+            self._make_dirty(files, boot_id)
+            going = sorted(frames)
+            freed = self._clear(files, going)
+            for first, count in runs(going):
+                end = min((first + count) << self._shift, self._content_size)
+                if not punch(files.data, first << self._shift, end - (first << self._shift)):
+                    freed += self._clear(files, self.bits.present())
+                    os.ftruncate(files.data, 0)
+                    os.ftruncate(files.data, self._content_size)
+                    return freed
+        return freed
+
+    def _clear(self, files: Files, frames: list[int]) -> int:
+        bits = self.bits
+        freed = sum(bits.content_length(f) for f in frames if bits.is_trusted(f) or bits.is_suspect(f))
+        for frame in frames:
+            bits.clear(frame)
+        self.generation += 1
+        self._usage.add(-freed)
+        if frames:
+            self._write_bits(files, frames[0] >> 3, (frames[-1] >> 3) + 1)
+        per_extent = EXTENT_SHIFT - self._shift
+        for extent in {f >> per_extent for f in frames}:
+            if not bits.present(extent << per_extent, (extent + 1) << per_extent):
+                self.recency[extent] = EMPTY
+        return freed
+
+    def forget(self, frame: int) -> None:
+        """A frame turned out to be damaged or unreadable. Its space is used again when it is fetched again."""
+        self._forget(range(frame, frame + 1))
+
+    def _forget(self, frames: Iterable[int]) -> None:
+        with self.lock:
+            try:
+                self._clear(self.open(), list(frames))
+            except OSError as error:
+                _log.warning("bitmap of pack %s in the cache cannot be written: %s", self.id, error)
+
+    def last_use(self) -> int:
+        """Recency of the extent used last; 0 when the pack is empty."""
+        return max((r for r in self.recency if r != EMPTY), default=0)
+
+    def note_use(self) -> None:
+        """Leave the time of use, if there was any, to the next writer: it orders packs by their bitmap's."""
+        if self.last_use() > self._loaded:
+            os.utime(self.open().bitmap)
+
+    def sync(self) -> None:
+        """Data to disk, then a bitmap that says so: the next boot may trust it."""
+        with self.lock:
+            if not self.changed:
+                return
+            files = self.open()
+            os.fdatasync(files.data)
+            self.bits.clean = True
+            write_all(files.bitmap, self.bits.header(), 0)
+            os.fdatasync(files.bitmap)
+            self.changed = False
+
+    def finish(self) -> bool:
+        """When every frame is trusted, sync and say `complete`; the caller holds the pack's flock. False: not yet.
+
+        The sync of gigabytes is done before, without a lock, by `presync`; this one finds little to do.
+        """
+        with self.lock:
+            if self.complete or not self.bits.is_full():
+                return self.complete
+            os.fsync(self.open().data)
+            marker = os.open(self.folder / "complete", os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.fsync(marker)
+            finally:
+                os.close(marker)
+            sync_folder(self.folder)
+            self.complete = True
+        return True
+
+    def distrust(self, boot_id: str) -> None:
+        """The disk failed to keep what was written: hash every frame again before its next use."""
+        with self.lock:
+            self.bits.distrust()
+            self.generation += 1
+            self._rewrite(boot_id)
+
+    def presync(self) -> None:
+        """Write data back while readers and writers go on."""
+        os.fdatasync(self.open().data)

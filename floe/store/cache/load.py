@@ -1,0 +1,61 @@
+"""Finding out, when a pack is first used, what of it may be believed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from floe.store.cache.bitmap import Bitmap
+from floe.store.cache.cached_pack import CachedPack, Usage
+from floe.store.cache.durable import sync_folder
+from floe.store.cache.node_cache import NodeCache
+from floe.store.errors import NotFoundError
+
+
+def load_pack(
+    cache: NodeCache, pack_id: str, usage: Usage, boot_id: str, opened: Callable[[CachedPack], None]
+) -> CachedPack:
+    """The frames of a pack that are on disk, counted in `usage`. OSError, NotFoundError (no bitmap and no index)."""
+    folder = cache.folder(pack_id)
+    bits = _read_bitmap(folder) or _fresh(cache, pack_id, boot_id)
+    complete = (folder / "complete").exists()
+    try:
+        status = (folder / "data").stat()
+    except FileNotFoundError:
+        status = cache.data_path(pack_id).stat()
+        bits = _fresh(cache, pack_id, boot_id)
+        complete = _revoke(folder, complete=complete)
+    if status.st_size != bits.content_size:
+        # Somebody cut the file, or its bitmap is another pack's: nothing in it can be believed.
+        complete = _revoke(folder, complete=complete)
+        bits = _fresh(cache, pack_id, boot_id)
+        if not cache.pins(pack_id):
+            os.truncate(folder / "data", 0)
+        os.truncate(folder / "data", bits.content_size)
+    pack = CachedPack(pack_id, folder, bits, usage, opened)
+    pack.complete = complete
+    usage.add(bits.content_size if complete else bits.held())
+    pack.load(boot_id, usage.now, status.st_blocks * 512)
+    return pack
+
+
+def _read_bitmap(folder: Path) -> Bitmap | None:
+    try:
+        return Bitmap.decode((folder / "bitmap").read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _fresh(cache: NodeCache, pack_id: str, boot_id: str) -> Bitmap:
+    index = cache.index(pack_id)
+    if index is None:
+        raise NotFoundError(f"pack {pack_id} has no index in {cache.root}", hint="fetch its tree again")
+    return Bitmap(index.frame_size, index.content_size, boot_id)
+
+
+def _revoke(folder: Path, *, complete: bool) -> bool:
+    if complete:
+        (folder / "complete").unlink()
+        sync_folder(folder)
+    return False

@@ -1,0 +1,234 @@
+"""The node cache as every process sees it: trees, pack indexes, pins, and which packs are complete.
+
+Below the root:
+
+    trees/<tree digest>.erofs     an EROFS image, checked against its name
+    packs/<pack id>/index         the pack index object, checked against its name
+    packs/<pack id>/data          sparse file of the pack's content; only the writer changes it
+    packs/<pack id>/bitmap        which frames are there (see bitmap.py); only the writer changes it
+    packs/<pack id>/complete      every frame was verified and synced to disk: may be mounted natively
+    packs/<pack id>/pins/<owner>  keeps every frame of the pack where it is
+    tmp/                          files on their way to their place
+    writer.lock                   held by the one writer
+
+Whoever adds a pin, or takes frames or `complete` away, holds a flock on the pack's folder. So a pin that exists before
+`is_complete` says yes keeps that answer true until the pin is removed: pin first, then ask, then mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from cachetools import LRUCache
+
+from floe.store.cache.durable import create_sparse, sync_folder, write_durably
+from floe.store.errors import BadInputError, DamagedError, FloeError, NoSpaceError, NotFoundError, UnavailableError
+from floe.store.ids import Buffer, check_hexdigest, hexdigest, is_hexdigest
+from floe.store.packindex import PackIndex
+
+_log = logging.getLogger(__name__)
+
+_NAME_MAX = 255  # bytes of a file name
+_REMEMBERED = 65536  # packs and trees; some 200 bytes each
+_FULL = {28, 122}  # ENOSPC, EDQUOT
+
+
+class NodeCache:
+    """The folder `root`, on a real disk (EROFS mounts neither from overlayfs nor from tmpfs), shared by many processes.
+
+    `size` bounds the bytes of pack content kept (None: only the disk does), `min_free` the bytes of the disk left to
+    others; the writer keeps to both. Indexes and trees are small and not counted. Methods are thread-safe.
+    """
+
+    def __init__(self, root: Path, *, size: int | None = None, min_free: int = 0) -> None:
+        self.root = root
+        self.size = size
+        self.min_free = min_free
+        self.trees = root / "trees"
+        self.packs = root / "packs"
+        self.spare = root / "tmp"
+        with disk_errors(f"cache folder {root}"):
+            for folder in (root, self.trees, self.packs, self.spare):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._sizes: LRUCache[str, int] = LRUCache(_REMEMBERED)  # content sizes of packs whose index was checked
+        self._checked: LRUCache[str, tuple[int, ...]] = LRUCache(_REMEMBERED)  # trees, with the file that was checked
+
+    # trees
+
+    def add_tree(self, tree_digest: str, image: Buffer) -> Path:
+        """Keep an EROFS image, durably; its path. DamagedError when it is not what the digest names, NoSpaceError."""
+        check_hexdigest(tree_digest, "tree digest")
+        if hexdigest(image) != tree_digest:
+            raise DamagedError(f"tree {tree_digest} does not match its digest")
+        path = self.trees / f"{tree_digest}.erofs"
+        with disk_errors(f"tree {tree_digest} in {self.root}"):
+            write_durably(path, image, self.spare)
+        return path
+
+    def tree_path(self, tree_digest: str) -> Path | None:
+        """The image's path; None when it is not here, or was damaged and is now gone."""
+        if not is_hexdigest(tree_digest):
+            return None
+        path = self.trees / f"{tree_digest}.erofs"
+        with disk_errors(f"tree {tree_digest} in {self.root}"):
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:
+                return None
+            with file:
+                status = os.fstat(file.fileno())
+                identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+                with self._lock:
+                    if self._checked.get(tree_digest) == identity:
+                        return path
+                if hexdigest(file.read()) == tree_digest:
+                    with self._lock:
+                        self._checked[tree_digest] = identity
+                    return path
+            _log.warning("tree %s in the cache is damaged; it is fetched again", tree_digest)
+            path.unlink(missing_ok=True)
+        return None
+
+    # packs
+
+    def folder(self, pack_id: str) -> Path:
+        """Where a pack lies, present or not. BadInputError for what is not a pack id."""
+        return self.packs / check_hexdigest(pack_id, "pack id")
+
+    def add_index(self, pack_id: str, data: Buffer) -> PackIndex:
+        """Keep a pack index object, durably. DamagedError when it is not what the id names, NoSpaceError."""
+        folder = self.folder(pack_id)
+        index = PackIndex.decode(data, pack_id)
+        with disk_errors(f"pack {pack_id} in {self.root}"):
+            (folder / "pins").mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_durably(folder / "index", data, self.spare)
+            sync_folder(self.packs)
+        with self._lock:
+            self._sizes[pack_id] = index.content_size
+        return index
+
+    def index(self, pack_id: str) -> PackIndex | None:
+        """The checked index; None when it is not here, or was damaged and is now gone."""
+        if not is_hexdigest(pack_id):
+            return None
+        path = self.packs / pack_id / "index"
+        with disk_errors(f"index of pack {pack_id} in {self.root}"):
+            try:
+                data = path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        try:
+            index = PackIndex.decode(data, pack_id)
+        except DamagedError as error:
+            _log.warning("in the cache, %s; it is fetched again", error)
+            path.unlink(missing_ok=True)
+            return None
+        with self._lock:
+            self._sizes[pack_id] = index.content_size
+        return index
+
+    def content_size(self, pack_id: str) -> int | None:
+        """Bytes of a pack's content, without the network; None when its index is not here."""
+        with self._lock:
+            size = self._sizes.get(pack_id)
+        if size is None:
+            index = self.index(pack_id)
+            return None if index is None else index.content_size
+        return size
+
+    def data_path(self, pack_id: str) -> Path:
+        """The sparse file of a pack's content, created when absent. NotFoundError when its index is not here."""
+        size = self._known_size(pack_id)
+        path = self.folder(pack_id) / "data"
+        with disk_errors(f"data of pack {pack_id} in {self.root}"):
+            if not path.exists():
+                create_sparse(path, size, self.spare)
+        return path
+
+    def is_complete(self, pack_id: str) -> bool:
+        """Whether every byte was verified and synced, and the file has its full size."""
+        folder = self.folder(pack_id)
+        try:
+            (folder / "complete").stat()
+            return (folder / "data").stat().st_size == self.content_size(pack_id)
+        except OSError:
+            return False
+
+    # pins
+
+    def pin(self, pack_id: str, owner: str) -> None:
+        """Keep all of a pack where it is until `owner` (any text, survives restarts) unpins it; durable, idempotent.
+
+        NotFoundError when the pack's index is not here.
+        """
+        name = _pin_name(owner)
+        self._known_size(pack_id)
+        with disk_errors(f"pin of pack {pack_id} in {self.root}"), self.locked(pack_id) as folder:
+            pins = folder / "pins"
+            pins.mkdir(mode=0o700, exist_ok=True)
+            (pins / name).touch(mode=0o600)
+            sync_folder(pins)
+            sync_folder(folder)
+
+    def unpin(self, pack_id: str, owner: str) -> None:
+        """Take `owner`'s pin away, durably; one that is not there is no error."""
+        pins = self.folder(pack_id) / "pins"
+        with disk_errors(f"pin of pack {pack_id} in {self.root}"), contextlib.suppress(FileNotFoundError):
+            (pins / _pin_name(owner)).unlink()
+            sync_folder(pins)
+
+    def pins(self, pack_id: str) -> set[str]:
+        """Who pins this pack."""
+        try:
+            return {unquote(name) for name in os.listdir(self.folder(pack_id) / "pins")}  # noqa: PTH208 - names only
+        except FileNotFoundError:
+            return set()
+
+    @contextlib.contextmanager
+    def locked(self, pack_id: str, *, wait: bool = True) -> Iterator[Path]:
+        """Hold the pack's lock. FileNotFoundError without a folder; BlockingIOError when taken and `wait` is off."""
+        folder = self.folder(pack_id)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield folder
+        finally:
+            os.close(fd)
+
+    def _known_size(self, pack_id: str) -> int:
+        size = self.content_size(pack_id)
+        if size is None:
+            raise NotFoundError(f"pack {pack_id} is not in the cache {self.root}", hint="fetch its tree first")
+        return size
+
+
+def _pin_name(owner: str) -> str:
+    name = quote(owner, safe="")
+    if not name or len(name) > _NAME_MAX or name in (".", ".."):
+        raise BadInputError(f"{owner!r} cannot own a pin: its name must make a file name of 1 to {_NAME_MAX} bytes")
+    return name
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """OSError becomes NoSpaceError or UnavailableError that names `what`."""
+    try:
+        yield
+    except FloeError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise NoSpaceError(
+                f"{what}: the disk is full", hint="free some space or set a smaller cache_size"
+            ) from error
+        raise UnavailableError(
+            f"{what}: {error.strerror or error}", hint="check the disk, its mount and its permissions"
+        ) from error

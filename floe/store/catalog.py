@@ -1,0 +1,411 @@
+"""The store's names and manifests: what a digest, a model's name, a layer, a chain or an image stands for.
+
+The bucket is the truth. The index only saves requests: it keeps copies of layer and chain refs and knows which
+chunks are stored where. When it fails, that is logged and the catalog goes on with the bucket. Refs are changed
+by conditional put: whoever loses reads again and decides again, so concurrent changes are never lost unseen.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TypeVar
+
+from floe.store import layout
+from floe.store.chunkfinder import ChunkFinder, each
+from floe.store.errors import BadInputError, ConflictError, DamagedError, FloeError, NotFoundError, UnavailableError
+from floe.store.ids import ModelRef, check_hexdigest, hexdigest
+from floe.store.index.base import ChunkPlace, Index
+from floe.store.objects.base import ObjectStore
+from floe.store.packindex import ChunkEntry
+from floe.store.records import (
+    KIND_LAYER,
+    KIND_MODEL,
+    AttachmentRecord,
+    ChainRecord,
+    ImageRecord,
+    Manifest,
+    Record,
+    Ref,
+    StoreRecord,
+)
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R", bound=Record)
+
+_ATTEMPTS = 20  # conditional puts lost in a row before giving up
+_INDEX_REST = 30.0  # seconds without the index after it failed
+_MIN_PREFIX = 4  # hex digits of a digest that may stand for it
+_PUSH_AGAIN = "push its model or index its image again"
+
+
+class Catalog:
+    """What `store` holds, by name, with `index` to look it up faster. Thread-safe.
+
+    Every method raises the store's errors; a failing index is only logged.
+    """
+
+    def __init__(self, store: ObjectStore, index: Index) -> None:
+        self.store = store
+        self.index = index
+        self._record: StoreRecord | None = None
+        self._index_resting_until = 0.0  # time.monotonic()
+        self._chunks = ChunkFinder(store, index)
+        self._lock = threading.Lock()  # guards _record; never held during I/O
+
+    # The store itself
+
+    def ensure_store(self) -> StoreRecord:
+        """The store's record; made first where there is none. UnsupportedError for an unknown format version."""
+        try:
+            return self.check_store()
+        except NotFoundError:
+            record = StoreRecord(str(uuid.uuid4()), _now())
+        try:
+            self.store.put_if(layout.STORE_KEY, record.encode(), None)
+        except ConflictError:  # somebody else made it meanwhile
+            return self.check_store()
+        return self._bind(record)
+
+    def check_store(self) -> StoreRecord:
+        """The store's record, read once. NotFoundError when no store is there, UnsupportedError for its version."""
+        with self._lock:
+            known = self._record
+        if known is not None:
+            return known
+        try:
+            data = self.store.get(layout.STORE_KEY)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"there is no Floe store at {self.store.url}",
+                hint=error.hint or "push a model or index an image to create it, or check the store's address",
+            ) from error
+        return self._bind(StoreRecord.decode(data, layout.STORE_KEY))
+
+    def _bind(self, record: StoreRecord) -> StoreRecord:
+        self._try_index(lambda index: index.bind(record.uuid), None)
+        with self._lock:
+            self._record = record
+        return record
+
+    def close(self) -> None:
+        """Close the index and the store."""
+        self.index.close()
+        self.store.close()
+
+    # Manifests
+
+    def put_manifest(self, manifest: Manifest) -> str:
+        """Store a manifest; returns its digest. Its packs and tree must be stored already."""
+        data = manifest.encode()
+        digest = hexdigest(data)
+        self.store.put(layout.manifest_key(digest), data)
+        return digest
+
+    def get_manifest(self, digest: str) -> Manifest:
+        """The manifest of that digest; DamagedError when its bytes do not match it."""
+        key = layout.manifest_key(digest)
+        data = self.store.get(key)
+        if hexdigest(data) != digest:
+            raise DamagedError(f"manifest {digest} does not match its digest", hint=_PUSH_AGAIN)
+        return Manifest.decode(data, key)
+
+    # Models
+
+    def resolve_model(self, ref: ModelRef) -> tuple[str, Manifest]:
+        """The digest and manifest of a model, by tag or by digest. NotFoundError when there is no such model."""
+        self.check_store()
+        digest = ref.digest or self._model_ref(ref).manifest
+        try:
+            manifest = self.get_manifest(digest)
+        except NotFoundError as error:
+            raise NotFoundError(f"model {ref}: its manifest {digest} is not in the store", hint=_PUSH_AGAIN) from error
+        if manifest.kind != KIND_MODEL:
+            raise NotFoundError(f"{ref} is a {manifest.kind}, not a model", hint="`floe model ls` lists the models")
+        return digest, manifest
+
+    def _model_ref(self, ref: ModelRef) -> Ref:
+        key = layout.model_ref_key(ref)
+        try:
+            return Ref.decode(self.store.get(key), key)
+        except NotFoundError as error:
+            raise _no_model(ref, self.store.url) from error
+
+    def set_model(self, ref: ModelRef, digest: str) -> str | None:
+        """Let a tag name a manifest; returns the digest that it named before. BadInputError without a tag."""
+        check_hexdigest(digest, "manifest digest")
+        return self._set_ref(layout.model_ref_key(ref), digest)
+
+    def remove_model(self, ref: ModelRef) -> str:
+        """Remove a tag, or with NAME@DIGEST all tags of NAME that name it; returns the digest.
+
+        The content stays until garbage collection. NotFoundError when there is no such tag.
+        """
+        self.check_store()
+        if ref.digest is None:
+            digest = self._model_ref(ref).manifest
+            self.store.delete(layout.model_ref_key(ref))
+            return digest
+        tags = [tag for tag, found in self.models() if tag.name == ref.name and found.manifest == ref.digest]
+        if not tags:
+            raise _no_model(ref, self.store.url)
+        for tag in tags:
+            self.store.delete(layout.model_ref_key(tag))
+        return ref.digest
+
+    def models(self) -> Iterator[tuple[ModelRef, Ref]]:
+        """All tags of all models, in order of their names. A damaged ref is logged and left out."""
+        self.check_store()
+        found = []
+        for key, ref in self._records(layout.MODEL_REFS, Ref):
+            try:
+                found.append((layout.parse_model_ref_key(key), ref))
+            except BadInputError as error:
+                _log.warning("%s: not Floe's, left out", error)
+        return iter(sorted(found, key=lambda item: str(item[0])))
+
+    # Layers and chains
+
+    def layer(self, diff_id: str) -> tuple[str, Manifest] | None:
+        """The manifest of a layer and its digest; None when the layer is not in the store."""
+        self.check_store()
+        key = layout.layer_ref_key(diff_id)
+        cached = self._try_index(lambda index: index.get_ref(key), None)
+        if cached is not None:
+            try:
+                ref = Ref.decode(cached, key)
+                return ref.manifest, self.get_manifest(ref.manifest)
+            except (NotFoundError, DamagedError):  # the layer was indexed anew, or removed, since
+                self._try_index(lambda index: index.delete_ref(key), None)
+        data = self._get_or_none(key)
+        if data is None:
+            return None
+        ref = Ref.decode(data, key)
+        try:
+            manifest = self.get_manifest(ref.manifest)
+        except NotFoundError as error:
+            raise DamagedError(
+                f"layer {diff_id}: its manifest {ref.manifest} is not in the store", hint="index its image again"
+            ) from error
+        if manifest.kind != KIND_LAYER:
+            raise DamagedError(f"layer {diff_id}: its manifest {ref.manifest} is a {manifest.kind}'s")
+        self._try_index(lambda index: index.put_ref(key, data), None)
+        return ref.manifest, manifest
+
+    def set_layer(self, diff_id: str, digest: str) -> None:
+        """Let a diff id name a layer's manifest."""
+        check_hexdigest(digest, "manifest digest")
+        key = layout.layer_ref_key(diff_id)
+        self._set_ref(key, digest)
+        self._try_index(lambda index: index.delete_ref(key), None)
+
+    def chain(self, chain_id: str) -> ChainRecord | None:
+        """What a chain id stands for; None when no indexed image has that chain."""
+        self.check_store()
+        key = layout.chain_ref_key(chain_id)
+        cached = self._try_index(lambda index: index.get_ref(key), None)
+        if cached is not None:
+            try:
+                return ChainRecord.decode(cached, key)
+            except FloeError:
+                self._try_index(lambda index: index.delete_ref(key), None)
+        data = self._get_or_none(key)
+        if data is None:
+            return None
+        record = ChainRecord.decode(data, key)
+        self._try_index(lambda index: index.put_ref(key, data), None)
+        return record
+
+    def set_chain(self, chain_id: str, record: ChainRecord) -> None:
+        """Say what a chain id stands for. Chain ids are hashes, so a different record is a mistake: it is replaced."""
+        self._set(layout.chain_ref_key(chain_id), ChainRecord, lambda _: record)
+
+    def resolve_chain(self, chain_id: str) -> tuple[str, str, Manifest] | None:
+        """The diff id, manifest digest and manifest of a chain's topmost layer; None when it is not in the store."""
+        record = self.chain(chain_id)
+        found = None if record is None else self.layer(record.diff_id)
+        return None if record is None or found is None else (record.diff_id, *found)
+
+    # Images
+
+    def set_image(self, record: ImageRecord) -> None:
+        """Store an image's record; its names are added to those it is known by already."""
+
+        def merge(known: ImageRecord | None) -> ImageRecord:
+            if known is None:
+                return record
+            names = tuple(sorted({*known.names, *record.names}))
+            same = replace(known, names=names, indexed=record.indexed) == replace(record, names=names)
+            # Indexed again without any news: keep the record, and its time, as it is.
+            return known if same and names == known.names else replace(record, names=names)
+
+        self._set(layout.image_ref_key(record.manifest_digest), ImageRecord, merge)
+
+    def image(self, manifest_digest: str) -> ImageRecord:
+        """The record of the image with this OCI manifest digest. NotFoundError when it is not indexed."""
+        self.check_store()
+        key = layout.image_ref_key(manifest_digest)
+        data = self._get_or_none(key)
+        if data is None:
+            raise _no_image(manifest_digest, self.store.url)
+        return ImageRecord.decode(data, key)
+
+    def images(self) -> Iterator[ImageRecord]:
+        """All indexed images, in order of their names. A damaged record is logged and left out."""
+        self.check_store()
+        found = (record for _, record in self._records(layout.IMAGE_REFS, ImageRecord))
+        return iter(sorted(found, key=lambda record: (record.names, record.platform, record.manifest_digest)))
+
+    def find_image(self, text: str) -> ImageRecord:
+        """The image with that name (as recorded), OCI manifest digest, or the beginning of such a digest.
+
+        A name that was indexed again stands for the latest record of each platform. NotFoundError when nothing
+        matches; BadInputError, listing the candidates, when several images do.
+        """
+        _, at, digest = text.rpartition("@")
+        wanted = digest if at else text
+        if wanted.startswith("sha256:") and len(wanted) == len("sha256:") + 64:
+            return self.image(wanted)
+        known = list(self.images())
+        found = _latest(record for record in known if text in record.names)
+        start = wanted.removeprefix("sha256:")
+        if not found and len(start) >= _MIN_PREFIX:
+            found = [record for record in known if record.manifest_digest.startswith(f"sha256:{start}")]
+        if not found:
+            raise _no_image(text, self.store.url)
+        if len(found) > 1:
+            listed = ", ".join(f"{r.manifest_digest} ({r.platform})" for r in found)
+            raise BadInputError(f"{text!r} stands for {len(found)} images: {listed}", hint="give the digest")
+        return found[0]
+
+    def remove_image(self, manifest_digest: str) -> None:
+        """Remove an image's record; its layers are shared and stay until garbage collection."""
+        self.image(manifest_digest)
+        self.store.delete(layout.image_ref_key(manifest_digest))
+
+    # Attachments
+
+    def set_attachment(self, record: AttachmentRecord) -> None:
+        """Store which models an attached image carries."""
+        self._set(layout.attachment_ref_key(record.target), AttachmentRecord, lambda _: record)
+
+    def attachment(self, target: str) -> AttachmentRecord | None:
+        """The models of the attached image with this OCI manifest digest; None when there are none."""
+        self.check_store()
+        key = layout.attachment_ref_key(target)
+        data = self._get_or_none(key)
+        return None if data is None else AttachmentRecord.decode(data, key)
+
+    # Chunks, for deduplication
+
+    def sync_chunks(self) -> None:
+        """Teach the index the packs of the bucket that it does not know, and let it forget those that are gone."""
+        self.check_store()
+        self._chunks.sync()
+
+    def add_pack(self, pack_id: str, chunks: Iterable[ChunkEntry]) -> None:
+        """Let the index know the chunks of a pack just published, without reading them back."""
+        self.check_store()
+        self._chunks.add_pack(pack_id, chunks)
+
+    def find_chunks(self, keys: Iterable[tuple[bytes, int]]) -> Mapping[tuple[bytes, int], ChunkPlace]:
+        """Where chunks are stored, by (digest, length in bytes); those not known are left out.
+
+        As of the last `sync_chunks`, which a push calls first.
+        """
+        self.check_store()
+        return self._chunks.find_chunks(keys)
+
+    # Shared by the above
+
+    def _set_ref(self, key: str, digest: str) -> str | None:
+        def change(known: Ref | None) -> Ref:
+            return known if known is not None and known.manifest == digest else Ref(digest, _now())
+
+        previous = self._set(key, Ref, change)
+        return None if previous is None else previous.manifest
+
+    def _set(self, key: str, kind: type[R], change: Callable[[R | None], R]) -> R | None:
+        """Replace the record at `key` by `change(record or None)`; returns the one replaced.
+
+        A damaged record is replaced like a missing one; nothing is written when nothing changes.
+        """
+        self.ensure_store()
+        for _ in range(_ATTEMPTS):
+            known: R | None = None
+            version: str | None = None
+            try:
+                data, version = self.store.get_versioned(key)
+                known = kind.decode(data, key)
+            except NotFoundError:
+                pass
+            except DamagedError as error:
+                _log.warning("%s; replaced", error)
+            wanted = change(known)
+            if wanted == known:
+                return known
+            try:
+                self.store.put_if(key, wanted.encode(), version)
+            except ConflictError:
+                continue
+            return known
+        raise ConflictError(f"{key} in {self.store.url} changes faster than it can be set", hint="try again")
+
+    def _get_or_none(self, key: str) -> bytes | None:
+        try:
+            return bytes(self.store.get(key))
+        except NotFoundError:
+            return None
+
+    def _records(self, prefix: str, kind: type[R]) -> Iterator[tuple[str, R]]:
+        def read(key: str) -> tuple[str, R] | None:
+            try:
+                return key, kind.decode(self.store.get(key), key)
+            except NotFoundError:  # removed since it was listed
+                return None
+            except FloeError as error:
+                if error.retryable:
+                    raise
+                _log.warning("%s; left out", error)
+                return None
+
+        yield from filter(None, each(read, [info.key for info in self.store.list(prefix)]))
+
+    def _try_index(self, work: Callable[[Index], T], otherwise: T) -> T:
+        if time.monotonic() < self._index_resting_until:
+            return otherwise
+        try:
+            return work(self.index)
+        except UnavailableError as error:
+            # A locked index costs seconds for each call: a pull of many layers must not pay for all of them.
+            self._index_resting_until = time.monotonic() + _INDEX_REST
+            _log.warning("%s", error)
+            return otherwise
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _latest(records: Iterable[ImageRecord]) -> list[ImageRecord]:
+    """The most recently indexed record of each platform."""
+    latest: dict[str, ImageRecord] = {}
+    for record in records:
+        known = latest.get(record.platform)
+        if known is None or known.indexed < record.indexed:
+            latest[record.platform] = record
+    return list(latest.values())
+
+
+def _no_model(ref: ModelRef, url: str) -> NotFoundError:
+    return NotFoundError(f"no model {ref} in {url}", hint="`floe model ls` lists the models")
+
+
+def _no_image(text: str, url: str) -> NotFoundError:
+    return NotFoundError(f"no indexed image {text} in {url}", hint="`floe image ls` lists the images")

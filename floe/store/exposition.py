@@ -1,0 +1,219 @@
+"""Prometheus metrics of a daemon, served over HTTP on a unix socket or a loopback port.
+
+A daemon describes what it counts as `Metric` values each time it is asked; nothing is kept here. The format is
+prometheus-client's text exposition. Only this node can ask: other addresses are refused at the start.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+import socketserver
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from floe.store.errors import AccessDeniedError, BadInputError, BusyError, UnavailableError
+
+COUNTER, GAUGE = "counter", "gauge"
+# A scraper that sends nothing does not hold a thread for longer (seconds).
+_REQUEST_TIMEOUT = 5.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: `name` without the `_total` of counters, `kind` COUNTER or GAUGE, and its values.
+
+    `values` maps label values, in the order of `labels`, to numbers; a metric without labels has the one key ().
+    Units are in the name: `floe_read_bytes`, `floe_uptime_seconds`.
+    """
+
+    name: str
+    help: str
+    kind: str
+    labels: tuple[str, ...] = ()
+    values: Mapping[tuple[str, ...], float] = field(default_factory=dict)
+
+
+Source = Callable[[], Iterable[Metric]]
+
+
+def parse_address(text: str) -> Path | tuple[str, int]:
+    """`unix:/path` as a Path, `127.0.0.1:9100` or `[::1]:9100` as host and port; BadInputError otherwise."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:").removeprefix("//")
+        if not path.startswith("/"):
+            raise BadInputError(f"metrics address {text!r} has no absolute path", hint="write unix:/path/to/socket")
+        return Path(path)
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 0xFFFF:
+        raise BadInputError(f"{text!r} is no metrics address", hint="use unix:/path/to/socket or 127.0.0.1:PORT")
+    host = "127.0.0.1" if host == "localhost" else host
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise BadInputError(
+            f"metrics are served on loopback only, not on {host or 'every address'!r}",
+            hint="use 127.0.0.1:PORT or unix:/path/to/socket, and an exporter of yours in front of it",
+        )
+    return host, int(port)
+
+
+class MetricsServer:
+    """Serves GET /metrics until `close()`; `address` is where, with the port that was found for port 0."""
+
+    def __init__(self, address: str, source: Source) -> None:
+        """Listen at `address` (see parse_address). BusyError: taken; AccessDeniedError: not allowed there."""
+        place = parse_address(address)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_SourceCollector(source))
+        handler = _handler(lambda: generate_latest(registry))
+        self._path: Path | None = None
+        try:
+            if isinstance(place, Path):
+                _clear_stale(place)
+                self._server: socketserver.BaseServer = _UnixServer(str(place), handler)
+                place.chmod(0o660)
+                self._path = place
+                self.address = f"unix:{place}"
+            else:
+                family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+                server = type("_Server", (_TcpServer,), {"address_family": family})(place, handler)
+                self._server = server
+                port = server.server_address[1]
+                self.address = f"[{place[0]}]:{port}" if ":" in place[0] else f"{place[0]}:{port}"
+        except PermissionError as error:
+            raise AccessDeniedError(f"cannot serve metrics at {address}: {error.strerror}") from error
+        except OSError as error:
+            raise BusyError(
+                f"cannot serve metrics at {address}: {error.strerror or error}",
+                hint="choose another metrics address, or none",
+            ) from error
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering and remove the socket."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+class _SourceCollector(Collector):
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Family]:
+        for metric in self._source():
+            kind = CounterMetricFamily if metric.kind == COUNTER else GaugeMetricFamily
+            family = kind(metric.name, metric.help, labels=metric.labels)
+            for labels, value in sorted(metric.values.items()):
+                family.add_metric(labels, value)
+            yield family
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove a socket nobody listens on; BusyError when somebody does, or when it is no socket."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise BusyError(f"{path} exists and is no socket", hint="choose another metrics address")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+    raise BusyError(f"another process serves metrics at {path}", hint="stop it or choose another metrics address")
+
+
+class _TcpServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+def _handler(render: Callable[[], bytes]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = _REQUEST_TIMEOUT
+
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] not in ("/", "/metrics"):
+                self._answer(404, b"metrics are at /metrics\n", "text/plain; charset=utf-8")
+                return
+            try:
+                body = render()
+            except Exception:
+                _log.exception("metrics could not be collected")
+                self._answer(500, b"metrics could not be collected\n", "text/plain; charset=utf-8")
+                return
+            self._answer(200, body, CONTENT_TYPE_LATEST)
+
+        def _answer(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def address_string(self) -> str:
+            return "local"  # a unix socket's client has no address, which the base class would index
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+            _log.debug(format, *args)
+
+    return Handler
+
+
+def read_metrics(address: str, timeout: float = 5.0) -> str:
+    """The text that a daemon on this node serves at `address`. UnavailableError: nobody answers in `timeout` s."""
+    place = parse_address(address)
+    try:
+        with _connect(place, timeout) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    except OSError as error:
+        raise UnavailableError(f"nobody serves metrics at {address}: {error}") from error
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if b" 200 " not in head.partition(b"\r\n")[0]:
+        raise UnavailableError(f"{address} answered {head[:100]!r}")
+    return body.decode()
+
+
+def _connect(place: Path | tuple[str, int], timeout: float) -> socket.socket:
+    if not isinstance(place, Path):
+        return socket.create_connection(place, timeout)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(timeout)
+    try:
+        connection.connect(os.fspath(place))
+    except OSError:
+        with suppress(OSError):
+            connection.close()
+        raise
+    return connection

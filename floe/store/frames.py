@@ -1,0 +1,93 @@
+"""Frames: content to stored bytes and back, and the proof that bytes were checked. Pure."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+import zstandard
+
+from floe.store.errors import TransitDamageError
+from floe.store.ids import DIGEST_BYTES, Buffer, digest
+from floe.store.packindex import CODEC_RAW, CODEC_ZSTD, FrameEntry, PackIndex
+
+_LEVEL: Final = 3  # zstd's default: higher ones cost pushes more time than readers gain
+
+
+class VerifiedFrame:
+    """Content that matched its digest: there is no other way to make one.
+
+    `content` may be a view into a larger download, so whoever keeps a frame for long copies it.
+    """
+
+    __slots__ = ("content", "digest")
+
+    def __init__(self, content: Buffer, expected: bytes) -> None:
+        """Hash `content`; TransitDamageError when it is not what `expected` (blake3, 32 bytes) names."""
+        if digest(content) != expected:
+            raise TransitDamageError(f"a frame of {len(content)} bytes does not match its digest {expected.hex()}")
+        self.content: Final = content
+        self.digest: Final = expected
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+
+def encode_frame(content: Buffer) -> tuple[Buffer, FrameEntry]:
+    """A frame as stored and its index entry: zstd when that saves at least a tenth, else raw."""
+    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(content)
+    if len(packed) * 10 <= len(content) * 9:
+        return packed, FrameEntry(len(packed), CODEC_ZSTD, digest(content))
+    return content, FrameEntry(len(content), CODEC_RAW, digest(content))
+
+
+def decode_frame(stored: Buffer, entry: FrameEntry, length: int) -> VerifiedFrame:
+    """The `length` content bytes of a frame as stored. TransitDamageError for anything else than what was stored."""
+    if entry.codec == CODEC_RAW:
+        return VerifiedFrame(stored, entry.digest)
+    try:
+        # The size in the zstd header decides what is allocated: it must not come unchecked from the network.
+        if zstandard.frame_content_size(stored) != length:
+            raise TransitDamageError(f"a compressed frame does not hold {length} bytes")
+        content = zstandard.ZstdDecompressor().decompress(stored, max_output_size=length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise TransitDamageError(f"a frame cannot be decompressed: {error}") from error
+    return VerifiedFrame(content, entry.digest)
+
+
+class FrameTable:
+    """A pack index in 48 bytes a frame; the parsed PackIndex of a large pack of small frames takes 10 MiB."""
+
+    __slots__ = ("_codecs", "_digests", "_offsets", "content_size", "count", "frame_size")
+
+    def __init__(self, index: PackIndex) -> None:
+        self.frame_size = index.frame_size
+        self.content_size = index.content_size
+        self.count = len(index.frames)
+        self._offsets = array("Q", index.stored_offsets)
+        self._codecs = bytes(f.codec for f in index.frames)
+        self._digests = b"".join(f.digest for f in index.frames)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def entry(self, frame: int) -> FrameEntry:
+        """The index entry of frame number `frame`."""
+        start = frame * DIGEST_BYTES
+        stored = self._offsets[frame + 1] - self._offsets[frame]
+        return FrameEntry(stored, self._codecs[frame], self._digests[start : start + DIGEST_BYTES])
+
+    def stored_range(self, first: int, count: int = 1) -> tuple[int, int]:
+        """(offset, length) in bytes of `count` frames from `first` on in the pack object."""
+        start = self._offsets[first]
+        return start, self._offsets[first + count] - start
+
+    def content_length(self, frame: int) -> int:
+        """Content bytes of frame number `frame`."""
+        return min(self.frame_size, self.content_size - frame * self.frame_size)
+
+    def memory(self, frame: int) -> int:
+        """Bytes of memory that fetching this frame takes: its content, and beside it its stored form if compressed."""
+        stored = self._offsets[frame + 1] - self._offsets[frame]
+        content = self.content_length(frame)
+        return content if self._codecs[frame] == CODEC_RAW else content + stored

@@ -1,0 +1,60 @@
+"""The mount table of this process's namespace, read from /proc/self/mountinfo.
+
+Nothing here touches a mounted filesystem: a stat on a mountpoint whose server is gone may never return.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """One line. `device` is (major, minor), `target` the mountpoint, `options` the superblock's."""
+
+    device: tuple[int, int]
+    root: str
+    target: str
+    fstype: str
+    source: str
+    options: str
+
+
+def parse(text: str) -> list[Mount]:
+    """The lines of a mountinfo file, in the order of mounting. Source: proc(5), "/proc/pid/mountinfo"."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, rest = left.split(" "), right.split(" ")
+        major, _, minor = fields[2].partition(":")
+        mounts.append(
+            Mount(
+                (int(major), int(minor)),
+                unescape(fields[3]),
+                unescape(fields[4]),
+                rest[0],
+                unescape(rest[1]),
+                rest[2] if len(rest) > 2 else "",
+            )
+        )
+    return mounts
+
+
+def mounts() -> list[Mount]:
+    """This process's mounts."""
+    # surrogateescape: a mountpoint may have any bytes in its name.
+    return parse(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+
+
+def mounts_at(target: Path) -> list[Mount]:
+    """What is mounted at exactly `target`, the visible one last. `target` must be free of symlinks."""
+    text = str(target)
+    return [mount for mount in mounts() if mount.target == text]
+
+
+def unescape(text: str) -> str:
+    r"""The text the kernel wrote with space, tab, newline and backslash as \ooo."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)

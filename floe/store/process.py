@@ -1,0 +1,217 @@
+"""What a daemon does to its own process: survive a shortage of memory, own a directory, talk to systemd.
+
+Imports little on purpose: the keeper of the pack filesystem lives in some 12 MiB.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from floe.store import mounttable
+from floe.store.errors import BusyError, PreconditionError
+
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
+_CAP_IPC_LOCK = 14
+_OOM_SCORE_ADJ = -999  # -1000 would exempt the children too, containers' shims included
+LISTEN_FDS_START = 3  # sd_listen_fds(3)
+
+
+def log(name: str, message: str) -> None:
+    """One line to stderr: for processes too small for `logging`."""
+    sys.stderr.write(f"{name}[{os.getpid()}]: {message}\n")
+    sys.stderr.flush()
+
+
+def harden() -> list[str]:
+    """Lock memory and ask to be the last one killed; returns what could not be done, for the log.
+
+    A reader waits for this process, so it must not in turn wait for memory that only readers could free.
+    Pages are locked as they are touched (MCL_ONFAULT): locking all at once would fill sparse mappings.
+    """
+    problems = []
+    flags = _MCL_CURRENT | _MCL_ONFAULT
+    if _has_capability(_CAP_IPC_LOCK):
+        flags |= _MCL_FUTURE  # without the capability RLIMIT_MEMLOCK would make later allocations fail
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(flags):
+        problems.append(f"memory is not locked: {os.strerror(ctypes.get_errno())}")
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ), encoding="ascii")
+    except OSError as error:
+        problems.append(f"oom_score_adj stays as it is: {error.strerror}")
+    return problems
+
+
+def _has_capability(number: int) -> bool:
+    with Path("/proc/self/status").open(encoding="ascii") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> number & 1)
+    return False
+
+
+def refuse_own_mount(run_dir: Path) -> None:
+    """PreconditionError when a file this process has mapped lies on a Floe tree below `run_dir`.
+
+    Such a process would wait for itself. Binds of a tree and overlays above one count too.
+    """
+    ours = _tree_devices(os.path.realpath(run_dir), mounttable.mounts())
+    if not ours:
+        return
+    with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(None, 5)
+            if len(fields) < 6:
+                continue
+            major, _, minor = fields[3].partition(":")
+            if (int(major, 16), int(minor, 16)) in ours:
+                raise PreconditionError(
+                    f"this process runs from a Floe mount: {fields[5].strip()} is mapped from one",
+                    hint="install Floe on the node's own disk and start it from there",
+                )
+
+
+def _tree_devices(run_dir: str, mounts: list[mounttable.Mount]) -> set[tuple[int, int]]:
+    inside = run_dir.rstrip("/") + "/"
+    ours = {m.device for m in mounts if m.fstype == "erofs" and m.target.startswith(inside)}
+    for overlay in mounts:
+        if ours and overlay.fstype == "overlay" and any(_lies_on(d, ours, mounts) for d in _lower_dirs(overlay)):
+            ours.add(overlay.device)
+    return ours
+
+
+def _lower_dirs(overlay: mounttable.Mount) -> list[str]:
+    for option in overlay.options.split(","):
+        if option.startswith("lowerdir="):
+            return mounttable.unescape(option[len("lowerdir=") :]).split(":")
+    return []
+
+
+def _lies_on(path: str, devices: set[tuple[int, int]], mounts: list[mounttable.Mount]) -> bool:
+    best = max(
+        (m for m in mounts if path == m.target or path.startswith(m.target.rstrip("/") + "/")),
+        key=lambda m: len(m.target),
+        default=None,
+    )
+    return best is not None and best.device in devices
+
+
+class OwnedDirectory:
+    """A claim on a directory under one name, held by a lock on `<name>.pid` until `release` or death.
+
+    `previous` is the process id that the file named before, or None: perhaps a process that ended badly.
+    """
+
+    def __init__(self, path: Path, fd: int, previous: int | None) -> None:
+        self.path = path
+        self.previous = previous
+        self._fd = fd
+
+    def release(self, *, remove: bool = True) -> None:
+        """Give the claim up; `remove=False` leaves the file to say who was here."""
+        if self._fd < 0:
+            return
+        if remove:
+            self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+        self._fd = -1
+
+    def __enter__(self) -> OwnedDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def own_directory(run_dir: Path, name: str, *, wait: float = 0.0) -> OwnedDirectory:
+    """Claim `run_dir` (made when missing) for this process as `name`, writing `<run_dir>/<name>.pid`.
+
+    Raises BusyError naming the process that holds it, after trying for `wait` seconds.
+    """
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    path = Path(run_dir) / f"{name}.pid"
+    deadline = time.monotonic() + wait
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = _read_pid(fd)
+            os.close(fd)
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    f"{os.fspath(run_dir)} belongs to a running {name}, process {holder}",
+                    hint="stop it first, or give this one another run directory",
+                ) from error
+            time.sleep(0.02)
+            continue
+        if _same_file(fd, path):
+            break
+        os.close(fd)  # the former owner removed it between our open and our lock
+    previous = _read_pid(fd)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return OwnedDirectory(path, fd, previous)
+
+
+def _read_pid(fd: int) -> int | None:
+    text = os.pread(fd, 32, 0).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def sd_notify(state: str, fds: Sequence[int] = ()) -> bool:
+    """Send `state` to systemd the documented way; `fds` go along (FDSTORE=1). False when nobody listens.
+
+    Source: sd_notify(3). Problems in sending are not the daemon's: they are swallowed, as libsystemd's callers do.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return False
+    import socket  # noqa: PLC0415 - only under systemd, and not small
+
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.connect(address)
+            socket.send_fds(sock, [state.encode()], list(fds))
+    except OSError:
+        return False
+    return True
+
+
+def listen_fds() -> dict[str, int]:
+    """The descriptors systemd passed (from its store or for sockets), by name; closed on exec from now on.
+
+    Source: sd_listen_fds_with_names(3). The variables are removed, so that children do not take them for theirs.
+    """
+    pid = os.environ.pop("LISTEN_PID", "")
+    count = os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdigit():
+        return {}
+    found = {}
+    for position in range(int(count)):
+        fd = LISTEN_FDS_START + position
+        os.set_inheritable(fd, False)
+        found[names[position] if position < len(names) else "unknown"] = fd
+    return found

@@ -1,0 +1,125 @@
+"""The worker's end of the control socket (protos/packfs_control.py): one thread, any number of clients."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from floe.protos import packfs_control as wire
+from floe.store.errors import BadInputError, FloeError
+
+_log = logging.getLogger(__name__)
+_BACKLOG = 64
+
+
+class _Client:
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.buffer = b""
+
+
+class ControlServer:
+    """Answers on `<run_dir>/packfs.sock` from its own daemon thread until `close`."""
+
+    def __init__(
+        self, run_dir: Path, *, status: Callable[[], dict[str, Any]], inflight: Callable[[Sequence[str]], int]
+    ) -> None:
+        self._status = status
+        self._inflight = inflight
+        self._listener = _bind(run_dir)
+        self._wake, self._waker = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering. The socket's file stays, for the next worker to replace."""
+        self._waker.send(b"x")
+        self._thread.join()
+        for sock in (self._listener, self._wake, self._waker):
+            sock.close()
+
+    def _serve(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._wake:
+                    self._end()
+                    return
+                if key.fileobj is self._listener:
+                    with contextlib.suppress(OSError):
+                        sock, _ = self._listener.accept()
+                        sock.settimeout(1.0)  # for a client that does not take its answers
+                        self._selector.register(sock, selectors.EVENT_READ, _Client(sock))
+                else:
+                    self._receive(key.data)
+
+    def _end(self) -> None:
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.data, _Client):
+                key.data.sock.close()
+        self._selector.close()
+
+    def _receive(self, client: _Client) -> None:
+        try:
+            data = client.sock.recv(65536)
+            client.buffer += data
+            *lines, client.buffer = client.buffer.split(b"\n")
+            for line in lines:
+                client.sock.sendall(wire.encode(self._answer(line)))
+            if data and len(client.buffer) <= wire.MAX_LINE:
+                return
+        except OSError:
+            pass
+        self._selector.unregister(client.sock)
+        client.sock.close()
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            return {"ok": True, **self._result(wire.decode(line))}
+        except FloeError as error:
+            return {"ok": False, "error": str(error), "hint": error.hint}
+        except Exception as error:
+            _log.exception("a control request failed")
+            return {"ok": False, "error": repr(error), "hint": ""}
+
+    def _result(self, request: dict[str, Any]) -> dict[str, Any]:
+        op = request.get("op")
+        if op == wire.PING:
+            return {"pid": os.getpid()}
+        if op == wire.STATUS:
+            return self._status()
+        if op == wire.INFLIGHT:
+            packs = request.get("packs")
+            if not isinstance(packs, list) or not all(isinstance(pack, str) for pack in packs):
+                raise BadInputError("inflight needs a list of pack ids")
+            return {"inflight": self._inflight(packs)}
+        raise BadInputError(f"unknown operation {op!r}")
+
+
+def _bind(run_dir: Path) -> socket.socket:
+    """Listen under a new name, then rename: a client meets the old server, the new one, or a refusal."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    temporary = f"{wire.SOCKET_NAME}.{os.getpid()}"
+    # By descriptor, since a socket address holds 107 bytes and run directories may be deeper.
+    directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY)
+    try:
+        (run_dir / temporary).unlink(missing_ok=True)
+        listener.bind(f"/proc/self/fd/{directory}/{temporary}")
+        (run_dir / temporary).chmod(0o600)
+        listener.listen(_BACKLOG)
+        (run_dir / temporary).rename(run_dir / wire.SOCKET_NAME)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(directory)
+    return listener

@@ -1,0 +1,93 @@
+"""Reads packs for the worker: from the cache at once, from the object store in good time."""
+
+from __future__ import annotations
+
+import threading
+
+from floe.store.cache import CacheWriter
+from floe.store.fetcher import Fetcher
+from floe.store.ids import is_hexdigest
+from floe.store.objects.base import ObjectStore
+from floe.store.reading import Done, Read
+
+
+class _Hits:
+    """One thread's count of reads that the cache answered: adding needs no lock."""
+
+    __slots__ = ("bytes", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.bytes = 0
+
+
+class PackReader:
+    """Packs of `store` through the cache that `writer` writes (and which stays its owner's to close).
+
+    `readahead`: the largest window of bytes fetched ahead of a sequential reader, 0 for none. `deadline`: seconds
+    that a read may take. `budget`: bytes of memory for data on its way. All methods are thread-safe.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        writer: CacheWriter,
+        *,
+        readahead: int,
+        deadline: float = 300.0,
+        budget: int = 128 << 20,
+    ) -> None:
+        self._writer = writer
+        self._fetcher = Fetcher(store, writer, readahead=readahead, deadline=deadline, budget=budget)
+        self._packs = writer.packs
+        self._marks = self._fetcher.marks
+        self._local = threading.local()
+        self._hits: list[_Hits] = []
+
+    def lookup(self, pack_id: str) -> int | None:
+        """Bytes of a pack's content, without the network; None when its index is not on this node."""
+        return self._writer.cache.content_size(pack_id) if is_hexdigest(pack_id) else None
+
+    def read_cached_into(self, pack_id: str, offset: int, buffer: memoryview, *, wait: bool = True) -> bool:
+        """Fill `buffer` with content from `offset` on when all of it is in the cache and trusted; else False.
+
+        With `wait=False` BlockingIOError when that would take the disk.
+        """
+        pack = self._packs.get(pack_id) or self._writer.pack(pack_id)
+        if pack is None or not pack.read_into(offset, buffer, wait=wait):
+            return False
+        length = len(buffer)
+        try:
+            hits = self._local.hits
+        except AttributeError:
+            hits = self._local.hits = _Hits()
+            self._hits.append(hits)
+        hits.requests += 1
+        hits.bytes += length
+        for start, stop in self._marks.get(pack_id, ()):
+            if offset < stop and start < offset + length:
+                self._marks.pop(pack_id, None)  # said once; the answer sets new ones
+                self._fetcher.hit(pack_id, offset, length)
+                break
+        return True
+
+    def submit(self, pack_id: str, offset: int, length: int, done: Done) -> Read:
+        """Begin a read. `done` is called once, from another thread, with buffers of `length` bytes in all or an error.
+
+        Errors: NotFoundError, BadInputError, DamagedError, UnavailableError, DeadlineError, AccessDeniedError,
+        CancelledError. The buffers are the caller's until `done` returns. The result has `cancel()`.
+        """
+        return self._fetcher.submit(pack_id, offset, length, done)
+
+    def counters(self) -> dict[str, int]:
+        """Requests and bytes by source (`cache_`, `store_`, `readahead_`), faults, memory, and the cache's own."""
+        return {
+            "cache_requests": sum(hits.requests for hits in self._hits),
+            "cache_bytes": sum(hits.bytes for hits in self._hits),
+            **self._fetcher.counters(),
+            **{f"kept_{name}": value for name, value in self._writer.counters().items()},
+        }
+
+    def close(self) -> None:
+        """Stop fetching; outstanding reads end with CancelledError. The writer is left open."""
+        self._fetcher.close()

@@ -1,0 +1,172 @@
+"""The worker: serves /dev/fuse for the keeper that started it, and can be killed at any moment.
+
+Whatever a successor needs is elsewhere: requests in the slots, node ids in packs.known, data in the cache.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from floe.fuse import descriptors, protocol
+from floe.fuse.control import ControlServer
+from floe.fuse.known import KnownPacks
+from floe.fuse.reader import Reader
+from floe.fuse.session import Session
+from floe.fuse.slots import Slots
+from floe.store import process
+from floe.store.errors import BusyError, FloeError, PreconditionError
+
+_log = logging.getLogger(__name__)
+_DRAIN = 3.0  # seconds that a stopping worker waits for its reads
+_SWITCH_INTERVAL = 0.001  # seconds; a request must not wait 5 ms for a thread that decodes
+
+
+class Worker:
+    """One worker's parts, and what it says of itself."""
+
+    def __init__(self, run_dir: Path, reader: Reader, fuse_fd: int, slots_fd: int) -> None:
+        """Claim the slots; BusyError while another worker serves."""
+        self._reader = reader
+        self._started = time.monotonic()
+        self._slots = Slots(slots_fd)
+        self._known = KnownPacks(run_dir)
+        device = descriptors.mounted_device(run_dir)
+        self._connection = descriptors.connection_dir(device) if device else None
+        self.session = Session(fuse_fd, self._slots, self._known, reader)
+
+    def _check_limits(self) -> None:
+        """See that the kernel took max_background: it may cap what INIT asked for."""
+        wanted = {
+            "max_background": protocol.MAX_BACKGROUND,
+            "congestion_threshold": protocol.CONGESTION_THRESHOLD,
+        }
+        for name, value in wanted.items():
+            got = self._limit(name)
+            if got is not None and got < value and self._connection is not None:
+                try:
+                    (self._connection / name).write_text(str(value), encoding="ascii")
+                except OSError as error:
+                    _log.warning("%s stays at %d: %s", name, got, error)
+
+    def _limit(self, name: str) -> int | None:
+        if self._connection is None:
+            return None
+        try:
+            return int((self._connection / name).read_text(encoding="ascii"))
+        except OSError:
+            return None
+
+    def status(self) -> dict[str, Any]:
+        """The keys of `floe status` for the pack filesystem.
+
+        pid, uptime (seconds), rss (bytes, peak), packs (met since the mount), inflight (reads), waiting
+        (requests, the kernel's count), max_background, congestion_threshold, requests, reads, read_bytes,
+        errors, interrupts, workers (since the mount), takeovers (workers that found requests of their
+        predecessor), left_requests (those, all together), replayers (workers whose answers to such requests the
+        kernel took), replayed (those requests), counters (the reader's).
+        """
+        session = self.session
+        workers, takeovers, left = self._slots.counters
+        replayers, replayed = self._slots.replays
+        return {
+            "pid": os.getpid(),
+            "uptime": time.monotonic() - self._started,
+            "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+            "packs": len(self._known),
+            "inflight": session.inflight_total,
+            "waiting": self._limit("waiting"),
+            "max_background": self._limit("max_background"),
+            "congestion_threshold": self._limit("congestion_threshold"),
+            "requests": session.requests,
+            "reads": session.reads,
+            "read_bytes": session.read_bytes,
+            "errors": session.errors,
+            "interrupts": session.interrupts,
+            "workers": workers,
+            "takeovers": takeovers,
+            "left_requests": left,
+            "replayers": replayers,
+            "replayed": replayed,
+            "counters": dict(self._reader.counters()),
+        }
+
+    def start(self, threads: int) -> None:
+        """Answer what the predecessor left, then serve with `threads` daemon threads; returns once INIT is answered."""
+        left = self.session.answer_left()
+        if left:
+            _log.info("took over %d requests that the last worker left", left)
+        for number in range(threads):
+            threading.Thread(target=self.session.serve, name=f"fuse-{number}", daemon=True).start()
+        self.session.initialized.wait()
+        self._check_limits()
+
+
+def run_worker(run_dir: Path, reader: Reader, *, threads: int = 4) -> int:
+    """Serve the mount whose descriptors the keeper passed, until SIGTERM (0) or its end (EXIT_GONE).
+
+    The caller closes `reader` afterwards; reads that this ends are not answered but left to the next worker.
+    Called in the main thread. Errors in starting are logged and give an exit code too.
+    """
+    try:
+        fuse_fd, slots_fd = (int(os.environ.pop(key)) for key in (descriptors.FUSE_FD_ENV, descriptors.SLOTS_FD_ENV))
+        ready_fd = int(os.environ.pop(descriptors.READY_FD_ENV, "-1"))
+    except (KeyError, ValueError):
+        _log.error("the worker is started by `floe packfs`, not by hand")
+        return 2
+    for fd in (fuse_fd, slots_fd):
+        os.set_inheritable(fd, False)
+    wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(wake, True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os.write(waker, b"t"))
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    try:
+        process.refuse_own_mount(run_dir)
+        for problem in process.harden():
+            _log.debug("%s", problem)
+        worker = Worker(run_dir, reader, fuse_fd, slots_fd)
+    except BusyError as error:
+        _log.error("%s", error)
+        return descriptors.EXIT_BUSY
+    except PreconditionError as error:
+        _log.error("%s; %s", error, error.hint)
+        return 1
+    except FloeError:
+        _log.exception("the worker cannot start")
+        return 1
+    session = worker.session
+
+    def gone() -> None:
+        session.initialized.set()  # it will never be
+        os.write(waker, b"g")
+
+    session.on_gone = gone
+    gc.collect()
+    gc.freeze()
+    worker.start(threads)
+    control = ControlServer(run_dir, status=worker.status, inflight=session.inflight)
+    if ready_fd >= 0:
+        _tell(ready_fd)
+    why = os.read(wake, 1)
+    session.stop(0.0 if why == b"g" else _DRAIN)
+    control.close()
+    return descriptors.EXIT_GONE if why == b"g" else 0
+
+
+def _tell(ready_fd: int) -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        os.write(ready_fd, b"R")
+    except OSError:
+        pass  # the keeper that started us is dead; another one will find us
+    finally:
+        os.close(ready_fd)

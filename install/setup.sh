@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Prepares a Debian 12 or Ubuntu machine for the demo, the tests and the benchmarks: install/setup.sh [demo|test]
+#
+# Nothing of the host's is touched. Packages that bring a service (containerd, docker-registry) are unpacked into
+# .tools/ and never installed, so no unit is added, replaced, enabled or restarted; a containerd or runc that is
+# already on the machine, Docker's containerd.io included, is used as a binary. Python packages go into .venv/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+profile=${1:-test}
+tools=$PWD/.tools
+log=$tools/setup.log
+die() { printf 'setup: error: %s\n' "$1" >&2; shift; printf '       %s\n' "$@" >&2; exit 1; }
+say() { printf 'setup: %s\n' "$*" >&2; }
+quietly() { "$@" >>"$log" 2>&1 || die "this command failed: $*" "its output is in $log"; }
+
+case $profile in demo | test) ;; *) echo "usage: install/setup.sh [demo|test]" >&2; exit 2 ;; esac
+[ "$(id -u)" = 0 ] || die "mounting file systems and starting containers needs root" "run it again with sudo"
+command -v apt-get >/dev/null || die "this machine has no apt-get" "Debian 12, Ubuntu 22.04 and later are supported"
+mkdir -p "$tools"
+: >"$log"
+export DEBIAN_FRONTEND=noninteractive
+apt_get() { quietly apt-get -q -o DPkg::Lock::Timeout=300 "$@"; }
+
+updated=
+update_once() {
+  [ -n "$updated" ] || { say "reading the package lists"; apt_get update; updated=1; }
+}
+
+# Packages without a service: tools and libraries only.
+packages=(ca-certificates skopeo python3-venv busybox-static erofs-utils libseccomp2 xz-utils)
+[ "$profile" = demo ] || packages+=(git make umoci fio strace attr acl libcap2-bin iproute2)
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  update_once
+  say "installing ${missing[*]}"
+  apt_get install -y --no-install-recommends "${missing[@]}"
+fi
+
+# unpack NAME FOLDER [APT OPTION...]: the files of a package, its maintainer scripts not run.
+unpack() {
+  local name=$1 folder=$2 work
+  shift 2
+  work=$(mktemp -d "$tools/unpack.XXXXXX")
+  chmod 755 "$work" # apt downloads as its own user
+  (cd "$work" && quietly apt-get -q "$@" download "$name")
+  mkdir -p "$folder"
+  quietly dpkg-deb -x "$work"/*.deb "$folder"
+  rm -rf "$work"
+}
+
+# tool BINARY PACKAGE: as it is on this machine, else unpacked into .tools/host.
+tool() {
+  command -v "$1" >/dev/null || [ -x "$tools/host/usr/bin/$1" ] || [ -x "$tools/host/usr/sbin/$1" ] && return
+  update_once
+  say "unpacking $2 into .tools/host"
+  unpack "$2" "$tools/host"
+}
+tool containerd containerd
+tool runc runc
+tool docker-registry docker-registry
+
+# A second, newer containerd for the tests, from the newest Debian suite that carries it, by the machine's own mirror
+# and keyring; its package lists are kept apart from the machine's.
+newer=$tools/containerd-2.1
+if [ "$profile" = test ] && [ ! -x "$newer/bin/containerd" ]; then
+  # shellcheck disable=SC1091
+  [ "$(. /etc/os-release && echo "$ID")" = debian ] || newer=
+  if [ -n "$newer" ]; then
+    say "unpacking a containerd 2.1 into .tools/containerd-2.1"
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' |
+      grep -v -e security -e backports | head -n 1)
+    [ -n "$mirror" ] || die "no Debian mirror in /etc/apt" "add one, then run it again"
+    lists=$tools/newer-suite
+    mkdir -p "$lists/lists/partial" "$lists/cache/archives/partial"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror forky main" >"$lists/sources.list"
+    options=(-o "Dir::Etc::sourcelist=$lists/sources.list" -o Dir::Etc::sourceparts=/dev/null
+      -o "Dir::State::lists=$lists/lists" -o "Dir::Cache=$lists/cache" -o APT::Sandbox::User=root)
+    quietly apt-get -q "${options[@]}" update
+    unpack containerd "$newer.new" "${options[@]}"
+    rm -rf "$newer" "$lists"
+    mv "$newer.new/usr" "$newer"
+    rm -rf "$newer.new"
+  fi
+fi
+
+# Python: one virtual environment, made again when what it must hold has changed.
+stamp=$tools/venv.$profile
+wanted=$(cat pyproject.toml install/setup.sh | sha256sum)
+if [ ! -x .venv/bin/floe ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+  say "installing Python packages into .venv (a minute or two)"
+  [ -x .venv/bin/python ] || quietly "${PYTHON:-/usr/bin/python3}" -m venv .venv
+  if [ "$profile" = test ]; then extra='[dev]'; else extra='[demo]'; fi
+  quietly .venv/bin/python -m pip install -q -e ".$extra"
+  echo "$wanted" >"$stamp"
+fi
+for module in erofs fuse overlay loop; do modprobe "$module" 2>/dev/null || true; done
+for fs in erofs fuse overlay; do
+  grep -qw "$fs" /proc/filesystems || die "this kernel has no $fs" "load its module (on Ubuntu: apt install linux-modules-extra-\$(uname -r))"
+done
+say "ready"

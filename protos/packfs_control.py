@@ -1,0 +1,94 @@
+"""The worker's control socket: what goes over it, and a client.
+
+`<run dir>/packfs.sock` is a unix stream socket of the pack filesystem's worker. Each side writes JSON
+objects, one a line; every request line gets exactly one reply line, in order.
+
+    {"op": "ping"}                              -> {"ok": true, "pid": 123}
+    {"op": "status"}                            -> {"ok": true, ...}    keys: fuse/worker.py, `Worker.status`
+    {"op": "inflight", "packs": ["<id>", ...]}  -> {"ok": true, "inflight": 2}
+    anything else                               -> {"ok": false, "error": "...", "hint": "..."}
+
+The socket outlives its server: while one worker is being replaced by the next (some 0.3 s), or while a
+stopped pack filesystem keeps only its keeper, connecting is refused and the client raises
+UnavailableError. Reads may then wait in the kernel, so who wants to unmount must take that as "busy".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from floe.store.errors import BadInputError, FloeError, UnavailableError
+
+SOCKET_NAME = "packfs.sock"
+MAX_LINE = 1 << 20  # bytes; a tree has at most 256 packs, whose ids make 17 KiB
+PING, STATUS, INFLIGHT = "ping", "status", "inflight"
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """One line of the protocol."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """The object in one line; BadInputError when there is none."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        raise BadInputError(f"not a JSON object: {line[:80]!r}")
+    return message
+
+
+class PackfsClient:
+    """Asks the worker of the pack filesystem in `run_dir`; `timeout` in seconds holds for a whole call.
+
+    Every method raises UnavailableError when no worker answers in time. A connection is made for each
+    call, so that a worker's successor is found without further ado.
+    """
+
+    def __init__(self, run_dir: Path, timeout: float = 2.0) -> None:
+        self._run_dir = Path(run_dir)
+        self._timeout = timeout
+
+    def ping(self) -> int:
+        """The worker's process id."""
+        return int(self._call({"op": PING})["pid"])
+
+    def status(self) -> dict[str, Any]:
+        """The worker's state and counters."""
+        return self._call({"op": STATUS})
+
+    def inflight(self, pack_ids: Iterable[str]) -> int:
+        """How many reads on these packs the worker has taken from the kernel and not yet answered."""
+        return int(self._call({"op": INFLIGHT, "packs": list(pack_ids)})["inflight"])
+
+    def _call(self, request: dict[str, Any]) -> dict[str, Any]:
+        path = self._run_dir / SOCKET_NAME
+        try:
+            reply = decode(self._exchange(encode(request)))
+        except (OSError, BadInputError) as error:
+            raise UnavailableError(
+                f"the pack filesystem at {path} does not answer: {error}", hint="start it with `floe packfs`"
+            ) from error
+        if not reply.get("ok"):
+            raise FloeError(f"the pack filesystem at {path} refused {request['op']}: {reply.get('error')}")
+        return reply
+
+    def _exchange(self, line: bytes) -> bytes:
+        # A socket address holds 107 bytes; by its directory's descriptor any run directory fits.
+        directory = os.open(self._run_dir, os.O_PATH | os.O_DIRECTORY)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.settimeout(self._timeout)
+                sock.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+                sock.sendall(line)
+                with sock.makefile("rb") as reader:
+                    return reader.readline(MAX_LINE)
+        finally:
+            os.close(directory)

@@ -1,0 +1,95 @@
+"""`floe snapshotter` as a process: start, serve until told to stop, leave every mount as it is."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+from floe.snapshotter.config import SnapshotterConfig
+from floe.snapshotter.lazylayers import LazyLayers
+from floe.snapshotter.metastore import Snapshot
+from floe.snapshotter.service import Server
+from floe.snapshotter.snapshotter import Snapshotter
+from floe.snapshotter.statussocket import StatusSocket
+from floe.snapshotter.storelayers import open_layers
+from floe.store.exposition import COUNTER, GAUGE, Metric, MetricsServer
+from floe.store.process import harden, own_directory, refuse_own_mount, sd_notify
+
+log = logging.getLogger(__name__)
+
+# Pauses between attempts to mount what could not be mounted at start, in seconds.
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
+
+
+def serve(config: SnapshotterConfig) -> int:
+    """Run in the foreground until SIGTERM or SIGINT; 0 then.
+
+    BusyError when another snapshotter owns the root directory, PreconditionError when this process runs from a Floe
+    mount, and whatever keeps the root directory or the sockets from being used.
+    """
+    config.check()
+    refuse_own_mount(config.run_dir)
+    with own_directory(config.root, "snapshotter"):
+        for problem in harden():
+            log.warning("%s", problem)
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        run(config, open_layers(config), stop)
+    return 0
+
+
+def run(config: SnapshotterConfig, layers: LazyLayers, stop: threading.Event) -> None:
+    """Serve with these layers until `stop` is set. Mounts come first: who can dial finds every tree in its place."""
+    with ExitStack() as stack:
+        snapshotter = Snapshotter(config, layers)
+        stack.callback(snapshotter.close)
+        failed = snapshotter.start()
+        stack.callback(StatusSocket(config.run_dir, snapshotter.metrics).close)
+        if config.metrics_address is not None:
+            stack.callback(MetricsServer(config.metrics_address, lambda: _exposition(snapshotter)).close)
+        server = Server(config.address, snapshotter)
+        server.start()
+        stack.callback(server.stop)
+        aside = threading.Thread(target=_in_background, args=(snapshotter, failed, stop), name="tidy", daemon=True)
+        aside.start()
+        log.info("serving snapshots at %s, root %s", config.address, config.root)
+        sd_notify("READY=1")
+        stop.wait()
+        sd_notify("STOPPING=1")
+        log.info("stopping; mounts stay as they are")
+
+
+def _in_background(snapshotter: Snapshotter, failed: list[Snapshot], stop: threading.Event) -> None:
+    try:
+        snapshotter.tidy()
+        pause = _FIRST_PAUSE
+        while failed and not stop.wait(pause):
+            failed = snapshotter.remount(failed)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    except Exception:
+        if not stop.is_set():
+            log.exception("work in the background failed")
+
+
+def _exposition(snapshotter: Snapshotter) -> Iterable[Metric]:
+    figures = snapshotter.metrics()
+
+    def by(label: str, name: str, text: str, kind: str, values: dict[str, int]) -> Metric:
+        return Metric(f"floe_snapshotter_{name}", text, kind, (label,), {(key,): n for key, n in values.items()})
+
+    yield by("kind", "snapshots", "Snapshots by kind; lazy ones are committed.", GAUGE, figures.snapshots)
+    yield by("reason", "fallbacks", "Layers unpacked the ordinary way.", COUNTER, figures.fallbacks)
+    yield by("event", "events", "Lazy layers served, refusals, cleanups put off.", COUNTER, figures.counters)
+    yield by("state", "breaker", "1 for the state of the circuit breaker.", GAUGE, {figures.breaker: 1})
+    yield Metric("floe_snapshotter_mounts", "Trees bound for snapshots.", GAUGE, (), {(): figures.mounts})
+    yield Metric(
+        "floe_snapshotter_remount_failures",
+        "Trees that could not be mounted again at start.",
+        COUNTER,
+        (),
+        {(): figures.remount_failures},
+    )

@@ -1,0 +1,55 @@
+"""The seam between the snapshotter's rules and the rest of Floe: what a lazy layer needs, in ten verbs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What is held on this node's disk: `size` in bytes, and `inodes`."""
+
+    size: int
+    inodes: int
+
+
+class LazyLayers(Protocol):
+    """Thread-safe. `tree` is a tree digest, `owner` a durable text that names one use of it."""
+
+    def resolve(self, chain_id: str) -> str | None:
+        """The tree of a chain id, None when the layer is not in the store. Asks the network; any FloeError."""
+        ...
+
+    def fetch(self, tree: str, deadline: float) -> None:
+        """Have the tree and its pack indexes in the node cache within `deadline` seconds. Asks the network."""
+        ...
+
+    def fetch_local(self, tree: str) -> bool:
+        """Whether the tree and its pack indexes are in the node cache; never asks the network."""
+        ...
+
+    def mount(self, tree: str, owner: str) -> None:
+        """Mount a tree that is in the node cache, or add one more owner to its mount; a dead mount is replaced."""
+        ...
+
+    def bind(self, tree: str, target: Path) -> None:
+        """Show the mounted tree at the directory `target`; a bind of an earlier, dead mount is replaced."""
+        ...
+
+    def unbind(self, target: Path) -> None:
+        """Undo `bind`; nothing happens when nothing is mounted there."""
+        ...
+
+    def release(self, tree: str, owner: str) -> None:
+        """End a use; the last one unmounts the tree. BusyError while reads are in flight on it: try again later."""
+        ...
+
+    def healthy(self, tree: str) -> bool:
+        """Whether the tree is mounted and answers."""
+        ...
+
+    def usage(self, tree: str) -> Usage:
+        """What the node cache holds of the tree and its packs."""
+        ...

@@ -1,0 +1,409 @@
+"""What happens to a snapshot: containerd's rules, its overlayfs snapshotter being the reference.
+
+Ordinary snapshots are overlay directories. A lazy one is a committed snapshot that appears when a Prepare names a chain
+id the store holds: its `fs` is a bind of the layer's tree, and the answer is AlreadyExistsError.
+
+Concurrency: the metastore orders everything that changes names; look-ups, mounts and measuring happen outside its lock.
+Requests for one lazy layer queue behind each other; all others run side by side.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+from floe.snapshotter.config import ERROR, SnapshotterConfig
+from floe.snapshotter.directories import Directories
+from floe.snapshotter.filters import info_fields, parse_filters
+from floe.snapshotter.idmaps import clone_lower, drop_clones
+from floe.snapshotter.lazylayers import LazyLayers, Usage
+from floe.snapshotter.lazymounts import LazyMounts, tree_of
+from floe.snapshotter.metastore import Kind, Metastore, Snapshot
+from floe.snapshotter.mounts import (
+    GID_MAPPING,
+    UID_MAPPING,
+    Mount,
+    Places,
+    lower_directories,
+    needs_clones,
+    overlay_options,
+    root_owner,
+    snapshot_mounts,
+)
+from floe.snapshotter.resolver import DAMAGED, PACKFS, REASONS, TIMEOUT, Missed, Resolver
+from floe.store.errors import (
+    AlreadyExistsError,
+    BadInputError,
+    BusyError,
+    DamagedError,
+    DeadlineError,
+    FloeError,
+    PreconditionError,
+    UnavailableError,
+)
+from floe.store.stub import ANNOTATION, check_annotation
+
+log = logging.getLogger(__name__)
+
+# containerd's label for the chain id a Prepare is meant to become.
+REF = "containerd.io/snapshot.ref"
+# containerd's limit for a label's key and value together, in bytes (labels/validate.go).
+LABEL_MAX = 4096
+# How many times longer than it took a measurement of disk usage stands.
+USAGE_REST = 10
+_USAGE_KEPT = 4096
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures for `floe status` and the exposition.
+
+    `snapshots` counts them by kind (active, view, committed, lazy; lazy ones are not among the committed), `fallbacks`
+    the layers unpacked the ordinary way by reason, `counters` other events since the start. `breaker` is its state,
+    `mounts` how many trees are bound for snapshots.
+    """
+
+    snapshots: dict[str, int]
+    fallbacks: dict[str, int]
+    breaker: str
+    mounts: int
+    remount_failures: int
+    counters: dict[str, int]
+
+
+class Snapshotter:
+    """The rules. Thread-safe. Call `start` before serving; `close` leaves every mount as it is."""
+
+    def __init__(self, config: SnapshotterConfig, layers: LazyLayers) -> None:
+        self._config = config
+        self._layers = layers
+        self._places = Places(config.root)
+        self._directories = Directories(self._places)
+        self._meta = Metastore(config.root / "metadata.db")
+        self._overlay_options = overlay_options()
+        self.resolver = Resolver(layers, config.prepare_timeout)
+        self.lazy = LazyMounts(layers, self._directories, self.resolver.fetch)
+        self._lock = threading.Lock()
+        self._asked: dict[tuple[str, int], tuple[threading.Lock, int]] = {}
+        self._usage: OrderedDict[int, tuple[float, Usage]] = OrderedDict()
+        self._fallbacks: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        self._counters: Counter[str] = Counter()
+        self._cleaning = threading.Lock()
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> list[Snapshot]:
+        """Recover from a crash and mount every tree again; no network. Returns those that could not be.
+
+        Directories no snapshot owns, half-made by a crash, are set aside for `tidy`.
+        """
+        unfinished = self._meta.doom_unfinished()
+        if unfinished:
+            log.info("%d lazy snapshots were left half-made; they will be cleaned up", unfinished)
+        for stray in self._directories.strays(self._meta.ids()):
+            try:
+                drop_clones(stray / "l")
+                for place in (stray / "fs", stray / "m"):
+                    self._layers.unbind(place)
+                self._directories.set_aside(stray)
+            except FloeError as error:
+                log.warning("directory %s belongs to no snapshot and cannot be moved away: %s", stray, error)
+        return self.lazy.remount(found for found in self._meta.walk() if found.kind is Kind.COMMITTED)
+
+    def tidy(self) -> None:
+        """After `start`, at leisure: delete what it set aside, and what the last run's Remove left."""
+        for path in self._directories.set_aside_before():
+            try:
+                self._directories.remove(path)
+            except FloeError as error:
+                log.warning("directory %s cannot be deleted: %s", path, error)
+        self.cleanup()
+
+    def close(self) -> None:
+        """Stop: mounts, directories and names stay for the next start."""
+        self._meta.close()
+
+    # -- the Snapshots service -------------------------------------------------------------------------------------
+
+    def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+        """Make an active snapshot; AlreadyExistsError also when the layer asked for by REF is there, lazily."""
+        check_labels(labels)
+        above = self._meta.check_new(key, parent)
+        parent_id = above.id if above else 0
+        model = labels.get(ANNOTATION)
+        model = check_annotation(model) if model else None
+        chain = labels.get(REF)
+        remaining = None
+        if chain:
+            with self._one_at_a_time(chain, parent_id):
+                remaining = self._prepare_lazy(chain, parent_id, labels, model)
+        elif model is not None and (missed := self.resolver.fetch(model)) is not None:
+            self._refuse(f"model tree {model} cannot be had", missed)
+        made = self._create(Kind.ACTIVE, key, parent, labels, model=model)
+        if remaining is not None:
+            self.resolver.budgets.keep(made.id, remaining)
+        return self._first_mounts(made)
+
+    def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+        """Make a read-only snapshot."""
+        check_labels(labels)
+        return self._first_mounts(self._create(Kind.VIEW, key, parent, labels))
+
+    def mounts(self, key: str) -> list[Mount]:
+        """The mounts of an active snapshot or view, again; PreconditionError for a committed one."""
+        found = self._meta.get(key)
+        if found.kind is Kind.COMMITTED:
+            raise PreconditionError(f"snapshot {key!r} is committed: only active snapshots and views have mounts")
+        self.lazy.ensure(self._meta.chain(found.parent))
+        return self._mounts(found)
+
+    def commit(self, name: str, key: str, labels: Mapping[str, str], parent: str = "") -> None:
+        """Make the active snapshot `key` the committed one `name`. `parent`: see Metastore.commit."""
+        check_labels(labels)
+        if not name:
+            raise BadInputError("the committed snapshot's name is empty")
+        self._meta.commit(name, key, labels, parent, self._find_model)
+
+    def remove(self, key: str) -> None:
+        """Forget a snapshot; Cleanup gives back what it holds."""
+        self._meta.remove(key)
+
+    def stat(self, key: str) -> Snapshot:
+        """What is known of a snapshot."""
+        return self._meta.get(key)
+
+    def update(self, name: str, labels: Mapping[str, str], paths: Sequence[str]) -> Snapshot:
+        """Change labels; see Metastore.update."""
+        check_labels(labels)
+        return self._meta.update(name, labels, paths)
+
+    def walk(self, filters: Sequence[str]) -> list[Snapshot]:
+        """The snapshots that match any of `filters`; all without filters."""
+        matches = parse_filters(filters)
+        return [
+            found
+            for found in self._meta.walk()
+            if matches(info_fields(found.name, found.parent_name, found.kind.label, found.labels))
+        ]
+
+    def usage(self, key: str) -> Usage:
+        """What a snapshot takes on this node's disk, without its parents.
+
+        A committed directory no longer changes: it is measured when first asked for, since Commit must be quick.
+        """
+        found = self._meta.get(key)
+        if found.kind is Kind.VIEW:
+            return Usage(0, 0)
+        if found.kind is Kind.ACTIVE or tree_of(found) is not None:
+            return self._changing_usage(found)
+        if found.size is None or found.inodes is None:
+            measured = self._directories.usage(self._places.upper(found.id))
+            self._meta.set_usage(found.id, measured.size, measured.inodes)
+            return measured
+        return Usage(found.size, found.inodes)
+
+    def cleanup(self) -> None:
+        """Give back what removed snapshots hold. What cannot be had yet is left for the next time, with a log line."""
+        with self._cleaning:
+            for snapshot in self._meta.doomed():
+                try:
+                    drop_clones(self._places.clones(snapshot.id))
+                    self.lazy.detach(snapshot)
+                    self._directories.remove(self._places.directory(snapshot.id))
+                    self._meta.forget(snapshot.id)
+                except BusyError as error:
+                    self._count("cleanup_busy")
+                    log.info("snapshot %d is still in use and stays for the next cleanup: %s", snapshot.id, error)
+                except FloeError as error:
+                    self._count("cleanup_failed")
+                    log.warning("snapshot %d cannot be cleaned up yet: %s", snapshot.id, error)
+
+    def remount(self, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+        """Try again, by the network too, what `start` could not mount; those that still cannot be. At leisure."""
+        living = {found.id for found in self._meta.walk()}
+        failed = []
+        for snapshot in snapshots:
+            try:
+                if snapshot.id in living:
+                    self.lazy.ensure([snapshot])
+            except FloeError as error:
+                failed.append(snapshot)
+                log.info("snapshot %r still cannot be mounted again: %s", snapshot.name, error)
+        return failed
+
+    def metrics(self) -> Figures:
+        """How the snapshotter is."""
+        counts = {"active": 0, "view": 0, "committed": 0, "lazy": 0}
+        for found in self._meta.walk():
+            counts["lazy" if found.tree else found.kind.label] += 1
+        with self._lock:
+            fallbacks, counters = dict(self._fallbacks), dict(self._counters)
+        return Figures(
+            counts,
+            fallbacks,
+            self.resolver.breaker.state,
+            self.lazy.count(),
+            self.lazy.remount_failures,
+            counters,
+        )
+
+    # -- lazy layers -----------------------------------------------------------------------------------------------
+
+    def _prepare_lazy(self, chain: str, parent: int, labels: Mapping[str, str], model: str | None) -> float:
+        """AlreadyExistsError when the layer is there lazily; else how many seconds the pull's look-ups have left."""
+        if self._meta.lazy(chain, parent) is not None:
+            raise AlreadyExistsError(f"layer {chain} is there already, lazily")
+        if model is not None:
+            missed = self.resolver.fetch(model)
+            if missed is None:
+                missed = self._show(chain, parent, labels, model, self.resolver.budgets.total)
+            self._refuse(f"model tree {model} cannot be mounted", missed)
+        found, remaining = self.resolver.find(chain, parent)
+        if not isinstance(found, Missed):
+            found = self._show(chain, parent, labels, found.tree, remaining)
+        if self._config.on_store_error == ERROR and found.error is not None:
+            self._refuse(f"layer {chain} cannot be had lazily and on_store_error is {ERROR!r}", found)
+        with self._lock:
+            self._fallbacks[found.reason] += 1
+        log.warning("layer %s is unpacked the ordinary way, reason %s", chain, found)
+        return remaining
+
+    def _show(self, chain: str, parent: int, labels: Mapping[str, str], tree: str, remaining: float) -> Missed:
+        """Mount a tree that is in the node cache and commit it as a snapshot: AlreadyExistsError says it is done.
+
+        Missed when the tree cannot be mounted; UnavailableError when its directory is half-made. A directory in which
+        a mount was tried is doomed and never handed out.
+        """
+        made = self._meta.begin_lazy(f"floe/{chain}/", parent, labels, chain, tree)
+        try:
+            self.lazy.attach(made)
+            self._meta.finish_lazy(made.id)
+        except BaseException as error:
+            self._meta.doom(made.id)
+            half_made = self._places.upper(made.id).exists()
+            if isinstance(error, AlreadyExistsError) or not isinstance(error, FloeError):
+                raise
+            if half_made:
+                raise UnavailableError(f"layer {chain} was mounted by half: {error}", hint=error.hint) from error
+            return Missed(_mount_reason(error), error)
+        self.resolver.budgets.keep(made.id, remaining)
+        self._count("lazy")
+        log.info("layer %s is served lazily from tree %s as %r", chain, tree, made.name)
+        raise AlreadyExistsError(f"layer {chain} is there now, lazily")
+
+    def _refuse(self, what: str, missed: Missed) -> NoReturn:
+        self._count("refused")
+        log.warning("%s: %s", what, missed)
+        raise UnavailableError(f"{what}: {missed}", hint=missed.error.hint if missed.error else "")
+
+    @contextmanager
+    def _one_at_a_time(self, chain: str, parent: int) -> Iterator[None]:
+        """Queue the requests for one lazy layer, each for no longer than a look-up and a mount may take."""
+        with self._lock:
+            lock, users = self._asked.get((chain, parent), (threading.Lock(), 0))
+            self._asked[chain, parent] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, users = self._asked[chain, parent]
+                if users == 1:
+                    del self._asked[chain, parent]
+                else:
+                    self._asked[chain, parent] = (lock, users - 1)
+
+    # -- ordinary snapshots ----------------------------------------------------------------------------------------
+
+    def _create(
+        self, kind: Kind, key: str, parent: str, labels: Mapping[str, str], *, model: str | None = None
+    ) -> Snapshot:
+        owner = root_owner(labels)
+        above = self._meta.check_new(key, parent)
+        if above is not None:
+            self.lazy.ensure(self._meta.chain(above.id))
+            owner = owner or self._directories.owner(self._places.layers(above)[0])
+        made = self._directories.new(work=kind is Kind.ACTIVE, owner=owner)
+        placed = made
+
+        def place(snapshot_id: int) -> None:
+            nonlocal placed
+            self._directories.place(made, snapshot_id)
+            placed = self._places.directory(snapshot_id)
+
+        try:
+            return self._meta.create(kind, key, parent, labels, place, model=model)
+        except BaseException:
+            self._directories.remove(placed)
+            raise
+
+    def _first_mounts(self, made: Snapshot) -> list[Mount]:
+        """The mounts of a new snapshot, which is taken back when there can be none."""
+        try:
+            return self._mounts(made)
+        except FloeError:
+            self._meta.remove(made.name)
+            raise
+
+    def _mounts(self, snapshot: Snapshot) -> list[Mount]:
+        parents = self._meta.chain(snapshot.parent)
+        lower = lower_directories(parents, self._places)
+        cloned = needs_clones(snapshot, parents, self._places)
+        if cloned:
+            maps = (snapshot.labels[UID_MAPPING], snapshot.labels[GID_MAPPING])
+            lower = clone_lower(lower, self._places.clones(snapshot.id), *maps)
+        return snapshot_mounts(snapshot, lower, self._places, self._overlay_options, cloned=cloned)
+
+    def _find_model(self, active: Snapshot) -> tuple[str, bool] | None:
+        """At Commit: the model the layer is a stub for, from its Prepare's annotation or its marker."""
+        if active.model is not None:
+            return active.model, True
+        return self._directories.find_stub(active.id)
+
+    def _changing_usage(self, snapshot: Snapshot) -> Usage:
+        """Usage of what grows: an active snapshot's files, a tree's packs in the node cache.
+
+        containerd asks every ten seconds. A measurement stands for ten times as long as it took, so that a container
+        with a million files costs a tenth of a processor and not all of it.
+        """
+        started = time.monotonic()
+        with self._lock:
+            until, measured = self._usage.get(snapshot.id, (0.0, Usage(0, 0)))
+        if started < until:
+            return measured
+        measured = Usage(0, 0)
+        tree = None if snapshot.kind is Kind.ACTIVE else tree_of(snapshot)
+        if tree is not None:
+            measured = self._layers.usage(tree)
+        if snapshot.tree is None:
+            own = self._directories.usage(self._places.upper(snapshot.id))
+            measured = Usage(measured.size + own.size, measured.inodes + own.inodes)
+        ended = time.monotonic()
+        with self._lock:
+            self._usage[snapshot.id] = (ended + USAGE_REST * (ended - started), measured)
+            while len(self._usage) > _USAGE_KEPT:
+                self._usage.popitem(last=False)
+        return measured
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counters[name] += 1
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """BadInputError for a label longer than containerd allows."""
+    for key, value in labels.items():
+        if len(key.encode()) + len(value.encode()) > LABEL_MAX:
+            raise BadInputError(f"label {key[:64]!r} and its value are longer than {LABEL_MAX} bytes")
+
+
+def _mount_reason(error: FloeError) -> str:
+    if isinstance(error, DeadlineError):
+        return TIMEOUT
+    return DAMAGED if isinstance(error, DamagedError) else PACKFS

@@ -1,0 +1,54 @@
+"""From Floe's errors to gRPC status, and how the snapshotter tells others how it is."""
+
+from __future__ import annotations
+
+import grpc
+
+from floe.store.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    BadInputError,
+    BusyError,
+    CancelledError,
+    ConflictError,
+    DamagedError,
+    DeadlineError,
+    FloeError,
+    NoSpaceError,
+    NotFoundError,
+    PreconditionError,
+    SourceChangedError,
+    ThrottledError,
+    TransitDamageError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+# Every class has its own line, subclasses too; a test fails for one that has none. containerd and the kubelet try
+# again what is UNAVAILABLE.
+CODES: dict[type[FloeError], grpc.StatusCode] = {
+    BadInputError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    ConflictError: grpc.StatusCode.ABORTED,
+    PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    BusyError: grpc.StatusCode.UNAVAILABLE,
+    AccessDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    ThrottledError: grpc.StatusCode.UNAVAILABLE,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    CancelledError: grpc.StatusCode.CANCELLED,
+    TransitDamageError: grpc.StatusCode.UNAVAILABLE,
+    DamagedError: grpc.StatusCode.DATA_LOSS,
+    UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    NoSpaceError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    SourceChangedError: grpc.StatusCode.ABORTED,
+}
+
+
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
+    """The status code and the message, with the hint, that a caller gets; INTERNAL for what is no FloeError."""
+    if not isinstance(error, FloeError):
+        return grpc.StatusCode.INTERNAL, f"snapshotter: {type(error).__name__}: {error}"
+    code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+    return code, f"{error} ({error.hint})" if error.hint else str(error)

@@ -1,0 +1,289 @@
+"""An unmodified image of 500 MiB and 20,000 files, through real daemons, a real registry, both containerds and stores.
+
+The tree that a container sees is compared with the one that containerd's own overlayfs snapshotter makes of the image.
+"""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from support import scale_image, seaweed
+from support.container_tree import ContainerTree, differences
+from support.containerd import Containerd, each_version, versions
+from support.floe_daemons import Daemons
+from support.floe_node import Node
+from support.registry import running_registry
+from support.slow_proxy import SlowProxy
+
+from floe.store import layout
+
+pytestmark = pytest.mark.timeout(240)
+
+MIB = 1 << 20
+FETCHED = 0.05  # of the image, at most, for a pull and `true`
+KEEPER, WORKER, SNAPSHOTTER = 25 * MIB, 300 * MIB, 120 * MIB  # resident, at most
+STORES = ("file", "s3")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    made = scale_image.build(tmp_path_factory.mktemp("image"))
+    assert len(made.built.layers) == 3
+    assert made.files >= scale_image.FILES
+    assert made.content >= scale_image.BYTES
+    return made
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    with running_registry(tmp_path_factory.mktemp("registry")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def reference(image, registry):
+    return registry.push(image.built.source, "app:1")
+
+
+@pytest.fixture(scope="module")
+def unpacked(reference, registry, tmp_path_factory):
+    """By version: what containerd's overlayfs snapshotter makes of the image, seen in a container."""
+    seen = {}
+
+    def look(version):
+        if version not in seen:
+            base = tmp_path_factory.mktemp("overlayfs")
+            daemon = Containerd(version, base, registries=(registry.host,))
+            try:
+                cri = daemon.cri()
+                cri.pull(reference)
+                seen[version] = Seen(daemon, cri, reference, contents=True)
+                scale_image.check_nasty(seen[version].facts)
+            finally:
+                daemon.stop()
+        return seen[version]
+
+    return look
+
+
+class Seen:
+    """What a container shows of an image: its tree, its files' sums if wanted, what its program prints."""
+
+    def __init__(self, daemon, cri, reference, *, contents=False):
+        pod = cri.run_pod(f"pod-{time.monotonic_ns()}")
+        code, text = cri.run(pod, reference, [])
+        assert code == 0, text
+        self.printed = json.loads(text)
+        container = cri.run_container(pod, reference, ["sleep", "1000"])
+        tree = ContainerTree(pid_of(daemon, container))
+        self.facts = tree.facts()
+        self.contents = tree.contents() if contents else {}
+        assert len(self.facts) > scale_image.FILES
+
+
+def pid_of(daemon, container):
+    lines = daemon.ctr("tasks", "ls").stdout.splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(container))
+
+
+class Indexed:
+    """A store that holds the image, put there by `floe image index` on another machine; counts what nodes fetch."""
+
+    def __init__(self, kind, base, reference):
+        self.proxy = None
+        self.node = Node(base)
+        self.environ = {}
+        if kind == "s3":
+            server = seaweed.running()
+            bucket = server.bucket()
+            self.node.environ |= {**server.environment(), "FLOE_STORE": server.url(bucket, "images")}
+            self.proxy = SlowProxy(("127.0.0.1", urlsplit(server.endpoint).port))
+            behind = self.node.environ["FLOE_STORE"].replace(str(urlsplit(server.endpoint).port), self.port)
+            self.environ = {**server.environment(), "FLOE_STORE": behind}
+        else:
+            self.environ = {"FLOE_STORE": self.node.environ["FLOE_STORE"]}
+        self.environ["FLOE_INDEX"] = "none"  # a node needs the bucket alone
+        begun = time.monotonic()
+        self.result = self.node.json("image", "index", "--plain-http", reference)
+        self.seconds = time.monotonic() - begun
+
+    def passed(self):
+        """Bytes of S3's answers so far."""
+        return self.proxy.passed if self.proxy else 0
+
+    def fetched(self, packs, before):
+        """Bytes that a node fetched of this store since `before`, given that its worker counted `packs` of packs.
+
+        From S3 as the line counts them, headers too. In a folder nobody counts: all that is not packs is taken as read.
+        """
+        if self.proxy is not None:
+            assert self.passed() - before >= packs
+            return self.passed() - before
+        objects = [path for path in self.node.store.rglob("*") if path.is_file()]
+        kinds = [path.relative_to(self.node.store).parts[0] for path in objects]
+        assert layout.PACKS in kinds
+        return packs + sum(
+            path.stat().st_size
+            for path, kind in zip(objects, kinds, strict=True)
+            if kind not in (layout.PACKS, layout.CHUNK_TABLES)  # the second is for pushing
+        )
+
+    @property
+    def port(self):
+        return self.proxy.address.rpartition(":")[2]
+
+    def close(self):
+        if self.proxy is not None:
+            self.proxy.close()
+        self.node.clean_up()
+
+
+@pytest.fixture(scope="module")
+def stores(reference, tmp_path_factory):
+    """By kind: the indexed store, made when first asked for."""
+    with contextlib.ExitStack() as stack:
+        made = {}
+
+        def store(kind):
+            if kind not in made:
+                made[kind] = Indexed(kind, tmp_path_factory.mktemp(kind), reference)
+                stack.callback(made[kind].close)
+            return made[kind]
+
+        yield store
+
+
+class Machine:
+    """Floe's daemons and a containerd that pulls through them."""
+
+    def __init__(self, version, base, registry, environ):
+        with contextlib.ExitStack() as stack:
+            self.daemons = Daemons(base / "h", environ)
+            stack.callback(self.daemons.close)
+            self.containerd = Containerd(
+                version,
+                base,
+                snapshotter_address=self.daemons.address,
+                snapshotter_root=self.daemons.root,
+                registries=(registry.host,),
+            )
+            stack.callback(self.containerd.stop)
+            self.cri = self.containerd.cri()
+            self.close = stack.pop_all().close
+
+    def seen(self, reference, **wanted):
+        return Seen(self.containerd, self.cri, reference, **wanted)
+
+    def pid(self, name):
+        return int((self.daemons.run_dir / f"{name}.pid").read_text())
+
+    def worker(self):
+        """The counters of the pack filesystem's worker."""
+        return self.daemons.json("status")["packfs"]["counters"]
+
+    def peaks(self):
+        """Resident memory of each daemon at its peak, in bytes."""
+        pids = {
+            "keeper": self.pid("keeper"),
+            "worker": self.pid("worker"),
+            "snapshotter": self.daemons.snapshotter.pid,
+        }
+        return {name: peak(pid) for name, pid in pids.items()}
+
+
+def peak(pid):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
+
+@pytest.fixture
+def machine(tmp_path, registry):
+    with contextlib.ExitStack() as stack:
+
+        def start(version, environ):
+            made = Machine(version, tmp_path, registry, environ)
+            stack.callback(made.close)
+            return made
+
+        yield start
+
+
+@pytest.fixture
+def tell(capsys, record_property):
+    """Print a line that is seen when the tests pass, too, and put it into the report."""
+
+    def tell(name, line):
+        record_property(name, line)
+        with capsys.disabled():
+            print(f"\n  {name}: {line}", end="")
+
+    return tell
+
+
+@pytest.mark.parametrize("kind", STORES)
+@each_version()
+def test_indexed_image_is_pulled_lazily_and_is_the_same(
+    version, kind, image, reference, unpacked, stores, machine, registry, tell
+):
+    expected = unpacked(version)
+    store = stores(kind)
+    # The whole content on the oldest containerd from files and on the newest from S3: it does not hang on which.
+    whole = (version, kind) in ((versions()[0], "file"), (versions()[-1], "s3"))
+    node = machine(version, {**store.environ, "FLOE_READAHEAD": "0"})
+    downloaded = registry.blob_requests()
+    before = store.passed()
+    begun = time.monotonic()
+    node.cri.pull(reference)
+    pulled = time.monotonic() - begun
+    begun = time.monotonic()
+    assert node.cri.run(node.cri.run_pod("true"), reference, ["true"]) == (0, "")
+    ran = time.monotonic() - begun
+    counted = node.worker()
+    fetched = store.fetched(counted["store_bytes"], before)
+    assert counted["readahead_bytes"] == 0
+    tell(
+        f"{version} {kind}",
+        f"{image.content / MIB:.0f} MiB in {image.files} files, indexed in {store.seconds:.1f} s; pulled in {pulled:.2f} s, "
+        f"`true` ran in {ran:.2f} s; fetched {fetched / MIB:.2f} MiB = {fetched / image.size:.2%}, "
+        f"{counted['store_requests']} reads of packs",
+    )
+    assert counted["store_bytes"] > 0
+    assert fetched < FETCHED * image.size
+    seen = node.seen(reference, contents=whole)
+    assert seen.printed == expected.printed
+    assert differences(seen.facts, expected.facts) == {}
+    if whole:
+        assert differences(seen.contents, expected.contents) == {}
+    layers = {layer["digest"] for layer in image.built.layers}
+    assert not layers.intersection(registry.blob_requests()[len(downloaded) :])
+    status = node.daemons.json("status")
+    assert (status["snapshotter"]["snapshots"]["lazy"], sum(status["snapshotter"]["fallbacks"].values())) == (3, 0)
+    assert {mount["mode"] for mount in status["mounts"]} == {"packfs"}
+    peaks = node.peaks()
+    tell(f"{version} {kind} memory", ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in peaks.items()))
+    assert peaks["keeper"] < KEEPER
+    assert peaks["worker"] < WORKER
+    assert peaks["snapshotter"] < SNAPSHOTTER
+
+
+@each_version()
+def test_same_image_not_indexed_is_unpacked_and_says_so(version, image, reference, unpacked, machine, registry, tell):
+    expected = unpacked(version)
+    node = machine(version, {})
+    downloaded = registry.blob_requests()
+    begun = time.monotonic()
+    node.cri.pull(reference)
+    tell(f"{version} not indexed", f"pulled and unpacked in {time.monotonic() - begun:.2f} s")
+    fetched = registry.blob_requests()[len(downloaded) :]
+    assert {layer["digest"] for layer in image.built.layers} <= set(fetched)
+    seen = node.seen(reference)
+    assert seen.printed == expected.printed
+    assert differences(seen.facts, expected.facts) == {}
+    status = node.daemons.json("status")["snapshotter"]
+    assert status["fallbacks"]["not_indexed"] == 3
+    assert status["snapshots"]["lazy"] == 0
+    log = node.daemons.log("snapshotter").read_text()
+    assert log.count("is unpacked the ordinary way, reason not_indexed") == 3

@@ -1,0 +1,64 @@
+"""Every daemon killed with -9 and started again while a container reads what is not cached, fetches in flight."""
+
+import pytest
+from support.containerd import each_version, versions
+from support.slow_node import SlowNode
+
+pytestmark = pytest.mark.timeout(110)
+KILLS = 8
+
+
+@pytest.fixture
+def node(tmp_path, request):
+    made = SlowNode(tmp_path, request.param)
+    yield made
+    made.close()
+
+
+def on_each():
+    mark = each_version()
+    return pytest.mark.parametrize("node", mark.args[1], ids=str, indirect=True)
+
+
+def on_newest():
+    return pytest.mark.parametrize("node", versions()[-1:], ids=str, indirect=True)
+
+
+@on_each()
+def test_containerd_and_snapshotter_are_killed_under_a_reader(node):
+    container = node.read()
+    worker = node.serving()
+    for _ in range(2):
+        node.kill_snapshotter()
+        node.kill_containerd()
+    node.wait_inflight()
+    assert node.cri.status(container).state == node.cri.pb.CONTAINER_RUNNING
+    assert node.serving() == worker
+    node.finish(container)
+
+
+@on_newest()
+def test_the_worker_is_killed_under_a_reader_and_successors_answer(node):
+    container = node.read()
+    for _ in range(KILLS):
+        node.kill_worker()
+    node.finish(container)
+    status = node.packfs.status()
+    assert status["workers"] == KILLS + 1
+    assert status["replayers"] >= KILLS / 2
+    assert status["errors"] == 0
+
+
+@on_newest()
+def test_the_keeper_is_killed_under_a_reader(node):
+    container = node.read()
+    worker = node.serving()
+    for _ in range(3):
+        node.kill_keeper()
+        assert node.serving() == worker  # adopted
+    node.kill_worker()  # no child of this keeper
+    node.kill_keeper()
+    node.finish(container)
+    status = node.packfs.status()
+    assert status["workers"] == 2
+    assert status["replayers"] == 1

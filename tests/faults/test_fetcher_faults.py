@@ -1,0 +1,329 @@
+"""Reads over stores that fail: every answer is right bytes or an honest error, within memory and time."""
+
+import threading
+import time
+
+import pytest
+from support.packs import make_pack, random_content
+from support.reading import read, submit
+from support.stores import (
+    CountdownFailureStore,
+    LastByteFlipStore,
+    RecordingStore,
+    SilentStore,
+    SlowStore,
+    TruncatingStore,
+    UnreachableStore,
+)
+
+from floe.fuse.pack_reader import PackReader
+from floe.store import layout
+from floe.store.cache import CacheWriter, NodeCache
+from floe.store.errors import (
+    AccessDeniedError,
+    BadInputError,
+    CancelledError,
+    DamagedError,
+    DeadlineError,
+    NotFoundError,
+    UnavailableError,
+)
+from floe.store.objects.memory import MemoryStore
+
+MIB = 1 << 20
+FRAME = 128 << 10
+PACKS = layout.PACKS
+
+
+def eventually(condition, timeout=10.0):
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until, "it did not come to be"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def memory():
+    return MemoryStore()
+
+
+@pytest.fixture
+def pack(memory):
+    return make_pack(random_content(4 * MIB, 1), FRAME).publish(memory)
+
+
+@pytest.fixture
+def node(tmp_path):
+    """Makes readers on one cache; closes them."""
+    writers, readers = [], []
+
+    def make(store, *packs, size=None, readahead=0, **options):
+        if not writers:
+            writers.append(CacheWriter(NodeCache(tmp_path / "cache", size=size)))
+        for pack in packs:
+            writers[0].cache.add_index(pack.id, pack.index.encode())
+        readers.append(PackReader(store, writers[0], readahead=readahead, **options))
+        return readers[-1]
+
+    yield make
+    for reader in readers:
+        reader.close()
+    for writer in writers:
+        writer.close()
+
+
+def test_any_range_is_right_and_fetched_once(memory, pack, node):
+    store = RecordingStore(memory)
+    reader = node(store, pack)
+    for offset, length in ((5, 1), (FRAME - 1, 2), (0, 4 * MIB), (4 * MIB - 1, 1), (FRAME, FRAME)):
+        assert read(reader, pack.id, offset, length) == pack.content[offset : offset + length]
+    assert store.bytes_read == len(pack.stored)
+
+
+def test_outside_of_the_pack_and_unknown_packs_are_refused(memory, pack, node):
+    reader = node(memory, pack)
+    for offset, length in ((4 * MIB - 1, 2), (-1, 1), (0, 0)):
+        assert isinstance(submit(reader, pack.id, offset, length).wait(), BadInputError)
+    assert isinstance(submit(reader, "0" * 64, 0, 1).wait(), NotFoundError)
+    assert (reader.lookup(pack.id), reader.lookup("0" * 64), reader.lookup("../x")) == (4 * MIB, None, None)
+
+
+def test_five_hundred_readers_of_one_frame_cause_one_request(memory, pack, node):
+    gate = threading.Event()
+    store = RecordingStore(memory)
+    reader = node(SlowStore(store, gate=gate), pack)
+    answers = [submit(reader, pack.id, i, 64) for i in range(500)]
+    gate.set()
+    for i, answer in enumerate(answers):
+        assert answer.wait() == pack.content[i : i + 64]
+    assert len(store.ops("get_async")) == 1
+
+
+def test_adjacent_reads_that_arrive_together_share_a_request(memory, node):
+    pack = make_pack(random_content(24 * MIB, 2), MIB).publish(memory)
+    store = RecordingStore(memory)
+    silent = SilentStore(store)
+    reader = node(silent, pack, budget=256 * MIB)
+    first = submit(reader, pack.id, 0, 16 * MIB)
+    eventually(lambda: silent.waiting)
+    silent.release()
+    assert first.wait() == pack.content[: 16 * MIB]
+    assert [r.length for r in store.ops("get_async")] == [8 * MIB, 8 * MIB]
+
+
+def test_a_random_read_fetches_its_frames_and_no_more(memory, pack, node):
+    store = RecordingStore(memory)
+    reader = node(store, pack)
+    read(reader, pack.id, 3 * FRAME + 100, FRAME)
+    assert [(r.start, r.length) for r in store.ops("get_async")] == [(3 * FRAME, 2 * FRAME)]
+
+
+@pytest.mark.parametrize("fault", [LastByteFlipStore, TruncatingStore])
+@pytest.mark.parametrize("times", [1, 2])
+def test_damage_in_transit_is_fetched_again(memory, pack, node, fault, times):
+    store = RecordingStore(fault(memory, PACKS, times))
+    reader = node(store, pack)
+    assert read(reader, pack.id, 0, 3 * FRAME) == pack.content[: 3 * FRAME]
+    # Only the frame that did not match, the last time over the store's other client.
+    sizes = [(r.op, r.length) for r in store.ops("get")]
+    assert sizes == [("get_async", 3 * FRAME), ("get_async", FRAME), ("get", FRAME)][: times + 1]
+    assert reader.counters()["damaged"] == 0
+
+
+@pytest.mark.parametrize("compressible", [False, True])
+def test_damage_at_rest_fails_its_frame_alone_and_is_remembered(memory, node, compressible):
+    pack = make_pack(random_content(MIB, 3, compressible=compressible), FRAME)
+    offsets = pack.index.stored_offsets
+    stored = bytearray(pack.stored)
+    stored[offsets[3] - 1] ^= 1  # in frame 2
+    memory.put(layout.pack_key(pack.id), bytes(stored))
+    store = RecordingStore(memory)
+    reader = node(store, pack)
+    bad = submit(reader, pack.id, 2 * FRAME, 10)
+    good = submit(reader, pack.id, 0, 2 * FRAME)
+    after = submit(reader, pack.id, 3 * FRAME, FRAME)
+    error = bad.wait()
+    assert isinstance(error, DamagedError)
+    assert pack.id in str(error)
+    assert error.hint
+    assert good.wait() == pack.content[: 2 * FRAME]
+    assert after.wait() == pack.content[3 * FRAME : 4 * FRAME]
+    store.clear()
+    assert isinstance(submit(reader, pack.id, 2 * FRAME, 10).wait(), DamagedError)
+    assert isinstance(submit(reader, pack.id, 0, MIB).wait(), DamagedError)
+    assert [r.start for r in store.requests if r.start == offsets[2]] == []
+    assert reader.counters()["damaged"] == 1
+
+
+def test_a_truncated_object_serves_the_frames_it_has(memory, pack, node):
+    memory.put(layout.pack_key(pack.id), pack.stored[: 2 * FRAME + 1])
+    reader = node(memory, pack)
+    wide = submit(reader, pack.id, 0, 4 * FRAME)
+    assert isinstance(wide.wait(), DamagedError)
+    assert read(reader, pack.id, 0, 2 * FRAME) == pack.content[: 2 * FRAME]
+
+
+def test_a_pack_object_that_is_gone_says_so(memory, node):
+    pack = make_pack(random_content(MIB, 4), FRAME)
+    assert isinstance(submit(node(memory, pack), pack.id, 0, 1).wait(), NotFoundError)
+
+
+def test_no_permission_is_told_at_once(memory, pack, node):
+    store = CountdownFailureStore(memory, fail_get={1: AccessDeniedError("no")})
+    reader = node(store, pack)
+    assert isinstance(submit(reader, pack.id, 0, 1).wait(), AccessDeniedError)
+    assert read(reader, pack.id, 0, 1) == pack.content[:1]
+
+
+def test_an_error_that_is_none_of_ours_is_tried_again(memory, pack, node):
+    store = CountdownFailureStore(memory, fail_get={1: OSError("odd"), 2: UnavailableError("down")})
+    assert read(node(store, pack), pack.id, 0, 9) == pack.content[:9]
+
+
+def test_a_store_that_comes_back_before_the_deadline_harms_nobody(memory, pack, node):
+    store = UnreachableStore(memory)
+    reader = node(store, pack, deadline=20)
+    answer = submit(reader, pack.id, 0, 100)
+    eventually(lambda: store.attempts >= 3)
+    assert not answer.came
+    store.down = False
+    assert answer.wait() == pack.content[:100]
+
+
+def test_the_deadline_names_the_cause(memory, pack, node):
+    reader = node(UnreachableStore(memory), pack, deadline=0.3)
+    error = submit(reader, pack.id, 0, 100).wait()
+    assert isinstance(error, DeadlineError)
+    assert "cannot be reached" in str(error)
+    assert error.hint == "check the network"
+
+
+def test_a_silent_store_ends_in_the_deadline_and_its_request_is_cancelled(memory, pack, node):
+    store = SilentStore(memory)
+    reader = node(store, pack, deadline=0.3)
+    error = submit(reader, pack.id, 0, 100).wait()
+    assert isinstance(error, DeadlineError)
+    eventually(lambda: store.waiting == 0)
+    store.release()
+    assert read(reader, pack.id, 0, 100) == pack.content[:100]
+
+
+def test_the_last_reader_that_leaves_cancels_the_request(memory, pack, node):
+    store = SilentStore(memory)
+    reader = node(store, pack)
+    first, second = submit(reader, pack.id, 0, 10), submit(reader, pack.id, 5, 10)
+    eventually(lambda: store.waiting == 1)
+    first.ticket.cancel()
+    assert isinstance(first.wait(), CancelledError)
+    assert store.waiting == 1
+    second.ticket.cancel()
+    second.ticket.cancel()
+    assert isinstance(second.wait(), CancelledError)
+    eventually(lambda: store.waiting == 0)
+    eventually(lambda: reader.counters()["memory_bytes"] == 0)
+
+
+def test_who_comes_as_a_request_is_cancelled_is_served(memory, pack, node):
+    store = SilentStore(memory)
+    reader = node(store, pack)
+    first = submit(reader, pack.id, 0, 10)
+    eventually(lambda: store.waiting == 1)
+    first.ticket.cancel()
+    second = submit(reader, pack.id, 0, 10)  # handled in the same turn of the loop, most likely
+    store.release()
+    assert second.wait() == pack.content[:10]
+
+
+def test_memory_stays_within_the_budget(memory, node):
+    packs = [make_pack(random_content(16 * MIB, i, compressible=i == 0), MIB).publish(memory) for i in range(3)]
+    reader = node(SlowStore(memory, 0.005), *packs, budget=8 * MIB)
+    answers = [(p, o, submit(reader, p.id, o, MIB)) for o in range(4096, 15 * MIB, MIB) for p in packs]
+    for p, offset, answer in answers:
+        assert answer.wait() == p.content[offset : offset + MIB]
+    assert 2 * MIB < reader.counters()["memory_peak_bytes"] <= 7 * MIB
+    eventually(lambda: reader.counters()["memory_bytes"] == 0)
+
+
+def test_stalled_reads_of_a_pack_do_not_delay_another(memory, node):
+    stalled = make_pack(random_content(72 * MIB, 5), MIB).publish(memory)
+    other = make_pack(random_content(4 * MIB, 6), MIB).publish(memory)
+    store = SilentStore(memory, layout.pack_key(stalled.id))
+    reader = node(store, stalled, other)
+    waiting = [submit(reader, stalled.id, i * MIB + 4096, MIB) for i in range(64)]
+    eventually(lambda: reader.counters()["memory_bytes"] > 60 * MIB)
+    begun = time.monotonic()
+    assert read(reader, other.id, 4096, MIB) == other.content[4096 : MIB + 4096]
+    assert time.monotonic() - begun < 1
+    store.release()
+    for i, answer in enumerate(waiting):
+        assert answer.wait() == stalled.content[i * MIB + 4096 :][:MIB]
+
+
+def test_closing_ends_reads_and_refuses_new_ones(memory, pack, node):
+    store = SilentStore(memory)
+    reader = node(store, pack)
+    answers = [submit(reader, pack.id, i * FRAME, 10) for i in range(20)]
+    reader.close()
+    assert all(isinstance(a.wait(), CancelledError) for a in answers)
+    assert isinstance(submit(reader, pack.id, 0, 1).wait(), CancelledError)
+    assert store.waiting == 0
+
+
+def test_without_room_in_the_cache_reads_go_on(memory, pack, node):
+    store = RecordingStore(memory)
+    reader = node(store, pack, size=0)
+    for offset in range(0, FRAME, 4096):
+        assert read(reader, pack.id, offset, 4096) == pack.content[offset : offset + 4096]
+    assert len(store.requests) == 1  # a frame that could not be stored is kept in memory for the faults that follow
+    assert reader.counters()["kept_bypassed_frames"] == 1
+
+
+def sequential(reader, pack, step):
+    begun = time.monotonic()
+    for offset in range(0, len(pack.content), step):
+        assert read(reader, pack.id, offset, step) == pack.content[offset : offset + step]
+    return time.monotonic() - begun
+
+
+def test_reading_ahead_speeds_up_a_slow_store(memory, node):
+    packs = [make_pack(random_content(32 * MIB, seed), MIB).publish(memory) for seed in (7, 8)]
+    store = RecordingStore(memory)
+    slow = SlowStore(store, 0.03)
+    plain = sequential(node(slow, packs[0]), packs[0], MIB)
+    store.clear()
+    reader = node(slow, packs[1], readahead=32 * MIB)
+    ahead = sequential(reader, packs[1], MIB)
+    assert ahead < plain / 2
+    assert store.bytes_read == 32 * MIB  # nothing twice
+    assert reader.counters()["readahead_bytes"] > 24 * MIB
+
+
+def test_two_interleaved_readers_are_both_read_ahead_for(memory, node):
+    pack = make_pack(random_content(32 * MIB, 9), MIB).publish(memory)
+    reader = node(SlowStore(memory, 0.01), pack, readahead=8 * MIB)
+    for offset in range(0, 16 * MIB, 256 << 10):
+        for base in (0, 16 * MIB):
+            at = base + offset
+            assert read(reader, pack.id, at, 256 << 10) == pack.content[at : at + (256 << 10)]
+    counters = reader.counters()
+    assert counters["readahead_bytes"] > 20 * MIB
+    assert counters["store_requests"] <= 8
+
+
+def test_random_reads_are_not_read_ahead_for(memory, pack, node):
+    reader = node(memory, pack, readahead=8 * MIB)
+    for frame in (3, 20, 9, 30, 0, 14):
+        read(reader, pack.id, frame * FRAME + 5000, 4096)
+    assert reader.counters()["readahead_requests"] == 0
+
+
+def test_a_damaged_frame_ahead_is_an_error_only_for_who_reads_it(memory, node):
+    pack = make_pack(random_content(8 * MIB, 10), MIB)
+    stored = bytearray(pack.stored)
+    stored[5 * MIB] ^= 1
+    memory.put(layout.pack_key(pack.id), bytes(stored))
+    reader = node(memory, pack, readahead=8 * MIB)
+    for frame in (0, 1, 2, 3, 4, 6, 7):
+        assert read(reader, pack.id, frame * MIB, MIB) == pack.content[frame * MIB :][:MIB]
+    with pytest.raises(DamagedError):
+        read(reader, pack.id, 5 * MIB, 4096)

@@ -1,0 +1,31 @@
+"""Shared by the tests of mounts."""
+
+import pytest
+from support.bystander import World
+from support.floe_node import wait_until
+from support.mounts import mount_node
+
+
+@pytest.fixture
+def node(tmp_path):
+    """A run directory and a cache of its own; everything is unmounted at the end."""
+    with mount_node(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_world(tmp_path_factory):
+    made = World(tmp_path_factory.mktemp("world"))
+    try:
+        yield made
+        made.floe("umount", made.other)
+        wait_until(lambda: not made.processes())
+    finally:
+        made.clean_up()
+
+
+@pytest.fixture
+def world(shared_world):
+    """A machine for bad input; after each test a model that is mounted there is read on."""
+    yield shared_world
+    shared_world.reads_on()

@@ -1,0 +1,173 @@
+"""`floe image` as a user runs it, on OCI layouts on disk."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from support.floe_node import Node
+from support.images import build_oci, files, oci_archive
+
+
+@pytest.fixture
+def node(tmp_path):
+    node = Node(tmp_path)
+    yield node
+    node.clean_up()
+
+
+def build(folder, tag="v1", content="hello", **options):
+    layers = [files({"etc/one": "one" * 1000}), files({"etc/two": content})]
+    return build_oci(folder, layers, tag=tag, **options)
+
+
+def test_index_list_show_remove(node, tmp_path):
+    image = build(tmp_path / "oci")
+    name = f"oci:{tmp_path}/oci:v1"
+    indexed = node.json("image", "index", name)
+    assert indexed["digest"] == image.manifest_digest
+    assert (indexed["new_layers"], len(indexed["layers"]), indexed["names"]) == (2, 2, [name])
+    assert [layer["diff_id"] for layer in indexed["layers"]] == list(image.diff_ids)
+    assert all(layer["indexed"] for layer in indexed["layers"])
+
+    again = node.json("image", "index", name)
+    assert (again["new_layers"], again["new_packs"], again["new_bytes"]) == (0, 0, 0)
+    assert [listed["digest"] for listed in node.json("image", "ls")] == [image.manifest_digest]
+    assert name in node.floe("image", "ls").stdout
+    for text in (name, image.manifest_digest, image.manifest_digest[7:19]):
+        assert node.json("image", "show", text)["digest"] == image.manifest_digest
+    assert image.diff_ids[0] in node.floe("image", "show", name).stdout
+
+    assert image.manifest_digest in node.floe("image", "rm", name).stdout
+    assert node.json("image", "ls") == []
+    node.floe("image", "show", name, code=1)
+    node.floe("image", "rm", name, code=1)
+    # The layers are shared, and stay.
+    assert node.json("image", "index", name)["new_layers"] == 0
+
+
+def test_an_archive_and_the_text_for_people(node, tmp_path):
+    build(tmp_path / "oci")
+    archive = oci_archive(tmp_path / "oci", tmp_path / "image.tar")
+    told = node.floe("image", "index", f"oci-archive:{archive}").stdout
+    assert "2 layers, 2 of them new" in told
+
+
+def a_missing_layout(node, home):
+    return [f"oci:{home}/nowhere"], 1
+
+
+def a_missing_tag(node, home):
+    build(home / "oci")
+    return [f"oci:{home}/oci:v2"], 1
+
+
+def a_bad_reference(node, home):
+    return ["UPPER CASE"], 2
+
+
+def a_bad_platform(node, home):
+    build(home / "oci")
+    return [f"oci:{home}/oci:v1", "--platform", "nonsense"], 2
+
+
+def a_truncated_layer(node, home):
+    image = build(home / "oci")
+    blob = home / "oci" / "blobs" / "sha256" / image.layers[1]["digest"].removeprefix("sha256:")
+    blob.write_bytes(blob.read_bytes()[:-10])
+    return [f"oci:{home}/oci:v1"], 1
+
+
+def an_unreachable_registry(node, home):
+    return ["127.0.0.1:1/app:v1", "--plain-http"], 1
+
+
+def an_unreachable_store(node, home):
+    build(home / "oci")
+    node.environ |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
+    node.environ["FLOE_STORE"] = "s3://bucket/prefix?endpoint=http://127.0.0.1:1&region=r&path_style=true"
+    return [f"oci:{home}/oci:v1"], 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        a_missing_layout,
+        a_missing_tag,
+        a_bad_reference,
+        a_bad_platform,
+        a_truncated_layer,
+        an_unreachable_registry,
+        an_unreachable_store,
+    ],
+)
+def test_an_index_that_cannot_be_publishes_nothing(node, tmp_path, fault):
+    build(tmp_path / "other", content="other")
+    node.floe("image", "index", f"oci:{tmp_path}/other:v1")
+    before = node.refs()
+    argv, code = fault(node, tmp_path)
+    node.floe("image", "index", *argv, code=code)
+    assert node.refs() == before
+
+
+def test_attach(node, tmp_path):
+    build(tmp_path / "oci")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "weights").write_bytes(bytes(range(256)) * 100)
+    model = node.json("model", "push", tmp_path / "m", "iris")
+    target = f"oci:{tmp_path}/out:v1"
+    made = node.json("image", "attach", f"oci:{tmp_path}/oci:v1", target, "--model", "iris=/opt/model")
+    assert made["models"] == [{"name": "iris:latest", "path": "/opt/model"}]
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert index["manifests"][0]["digest"] == made["digest"]
+    manifest = json.loads((tmp_path / "out" / "blobs" / "sha256" / made["digest"].removeprefix("sha256:")).read_text())
+    annotations = manifest["layers"][-1]["annotations"]
+    assert "containerd.io/snapshot/floe.model" in annotations
+    shown = node.json("image", "index", target)
+    assert [model_["manifest"] for model_ in shown["models"]] == [model["manifest"]]
+    told = node.floe("image", "show", target).stdout
+    assert "iris:latest at /opt/model" in told
+
+
+@pytest.mark.parametrize(
+    ("models", "code"),
+    [
+        (["nothing=/opt/model"], 1),
+        (["iris=relative"], 2),
+        (["iris=/a", "iris=/a"], 2),
+        (["Bad Name=/a"], 2),
+        (["iris"], 2),
+    ],
+)
+def test_an_attach_that_cannot_be_writes_nothing(node, tmp_path, models, code):
+    build(tmp_path / "oci")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "weights").write_bytes(b"w")
+    node.floe("model", "push", tmp_path / "m", "iris")
+    before = node.refs()
+    flags = [word for model in models for word in ("--model", model)]
+    node.floe("image", "attach", f"oci:{tmp_path}/oci:v1", f"oci:{tmp_path}/out:v1", *flags, code=code)
+    assert not (tmp_path / "out").exists()
+    assert node.refs() == before
+
+
+def test_a_layer_missing_from_the_store_is_shown_as_such(node, tmp_path):
+    image = build(tmp_path / "oci")
+    node.floe("image", "index", f"oci:{tmp_path}/oci:v1")
+    (node.store / "refs" / "layers" / image.diff_ids[0].replace(":", "/")).unlink()
+    node.environ["FLOE_INDEX"] = "none"
+    shown = node.json("image", "show", image.manifest_digest)
+    assert [layer["indexed"] for layer in shown["layers"]] == [False, True]
+    assert "not indexed" in node.floe("image", "show", image.manifest_digest).stdout
+
+
+def test_output_into_a_closed_pipe_is_quiet(node, tmp_path):
+    build(tmp_path / "oci")
+    node.floe("image", "index", f"oci:{tmp_path}/oci:v1")
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "floe", "image", "ls"], env=node.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    listing.stdout.close()
+    assert listing.stderr.read() == b""
+    listing.stderr.close()
+    assert listing.wait(20) == 1

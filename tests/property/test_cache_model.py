@@ -1,0 +1,153 @@
+"""The cache against a model of it: whatever happens, what it says is there reads back right, and bounds hold."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support.packs import make_pack, random_content
+
+from floe.store.cache import CacheWriter, NodeCache
+from floe.store.frames import VerifiedFrame
+
+MIB = 1 << 20
+FRAME = 256 << 10
+SIZE = 10 * MIB
+PACKS = [make_pack(random_content(size, seed), FRAME) for seed, size in enumerate((6 * MIB, 5 * MIB + 4096, MIB))]
+FRAMES = {
+    (pack.id, number): VerifiedFrame(pack.content[number * FRAME :][:FRAME], entry.digest)
+    for pack in PACKS
+    for number, entry in enumerate(pack.index.frames)
+}
+BOOTS = [f"{number:036d}" for number in range(3)]
+
+packs = st.sampled_from(PACKS)
+
+
+class Cache(RuleBasedStateMachine):
+    """`damaged`: (pack, frame) whose data was spoiled; `pinned`: pack -> frames that were present since the pin."""
+
+    @initialize()
+    def begin(self):
+        # In memory where that exists: syncs are many, and what the disk does is not the question here.
+        shared = Path("/dev/shm")
+        self.folder = Path(tempfile.mkdtemp(prefix="floe-cache-", dir=shared if shared.is_dir() else None))
+        self.cache = NodeCache(self.folder, size=SIZE)
+        for pack in PACKS:
+            self.cache.add_index(pack.id, pack.index.encode())
+        self.boot = 0
+        self.writer = CacheWriter(self.cache, boot_id=BOOTS[0])
+        self.damaged = set()
+        self.pinned = {}
+
+    def teardown(self):
+        if hasattr(self, "folder"):
+            self.writer.close()
+            shutil.rmtree(self.folder)
+
+    def frames(self, pack):
+        return range(len(pack.index.frames))
+
+    def present(self, pack):
+        return set(self.writer.pack(pack.id).bits.present())
+
+    @rule(pack=packs, start=st.integers(0, 23), count=st.integers(1, 24))
+    def put(self, pack, start, count):
+        for number in self.frames(pack)[start : start + count]:
+            kept = self.writer.put(pack.id, number, FRAMES[pack.id, number])
+            self.writer._idle_until = 0
+            assert kept == self.writer.has(pack.id, number)
+            if kept:
+                self.damaged.discard((pack.id, number))
+            assert kept or self.pinned  # only pins keep a frame out
+
+    @rule(pack=packs, number=st.integers(0, 23))
+    def recheck(self, pack, number):
+        if number not in self.frames(pack):
+            return
+        suspect = self.writer.pack(pack.id).bits.is_suspect(number)
+        frame = self.writer.recheck(pack.id, number)
+        assert (frame is not None) == (suspect and (pack.id, number) not in self.damaged)
+        if frame is not None:
+            assert bytes(frame.content) == pack.content[number * FRAME :][:FRAME]
+        elif suspect:
+            assert number not in self.present(pack)
+            self.damaged.discard((pack.id, number))
+            self.pinned.get(pack.id, set()).discard(number)
+
+    @rule(pack=packs)
+    def pin(self, pack):
+        self.cache.pin(pack.id, "x")
+        self.pinned[pack.id] = self.pinned.get(pack.id, set()) | self.present(pack)
+
+    @rule(pack=packs)
+    def unpin(self, pack):
+        self.cache.unpin(pack.id, "x")
+        self.pinned.pop(pack.id, None)
+
+    @rule()
+    def stop_and_start(self):
+        self.writer.close()
+        self.writer = CacheWriter(self.cache, boot_id=BOOTS[self.boot])
+
+    @rule()
+    def kill_and_start(self):
+        self.kill()
+        self.writer = CacheWriter(self.cache, boot_id=BOOTS[self.boot])
+
+    @rule(data=st.data())
+    def power_loss(self, data):
+        """A kill, and unsynced data lost: packs that are not complete may have any frame spoiled."""
+        self.kill()
+        for pack in PACKS:
+            if self.cache.is_complete(pack.id) or not data.draw(st.booleans()):
+                continue
+            number = data.draw(st.sampled_from(self.frames(pack)))
+            if self.writer.pack(pack.id).changed or self.writer.pack(pack.id).bits.is_suspect(number):
+                with self.cache.data_path(pack.id).open("r+b") as file:
+                    file.seek(number * FRAME)
+                    file.write(b"spoiled!")
+                self.damaged.add((pack.id, number))
+        self.boot = (self.boot + 1) % len(BOOTS)
+        self.writer = CacheWriter(self.cache, boot_id=BOOTS[self.boot])
+        for pack in PACKS:
+            self.damaged -= {(pack.id, n) for n in self.frames(pack)} - {(pack.id, n) for n in self.present(pack)}
+
+    def kill(self):
+        self.writer._finishing.put(None)
+        self.writer._finisher.join()
+        for pack in self.writer.packs.values():
+            pack.files = None
+        os.close(self.writer._lock_fd)
+
+    @invariant()
+    def what_it_has_is_right(self):
+        if not hasattr(self, "folder"):
+            return
+        held = 0
+        for pack in PACKS:
+            present = self.present(pack)
+            held += sum(map(pack.index.content_length, present))
+            assert self.pinned.get(pack.id, set()) <= present
+            cached = self.writer.pack(pack.id)
+            for number in self.frames(pack):
+                buffer = bytearray(pack.index.content_length(number))
+                trusted = self.writer.has(pack.id, number)
+                assert cached.read_into(number * FRAME, memoryview(buffer)) == trusted
+                assert not trusted or buffer == FRAMES[pack.id, number].content
+            if self.cache.is_complete(pack.id):
+                assert self.cache.data_path(pack.id).read_bytes() == pack.content
+            if not present:
+                with contextlib.suppress(FileNotFoundError):
+                    assert self.cache.data_path(pack.id).stat().st_size == pack.index.content_size
+        assert self.writer.counters()["held_bytes"] == held <= SIZE
+
+
+Cache.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestCache = Cache.TestCase

@@ -1,0 +1,18 @@
+"""A process that stores frames of a pack until it is killed. Arguments: cache folder, file of content, pack id."""
+
+import sys
+from pathlib import Path
+
+from floe.store.cache import CacheWriter, NodeCache
+from floe.store.frames import VerifiedFrame
+
+cache = NodeCache(Path(sys.argv[1]))
+content = Path(sys.argv[2]).read_bytes()
+index = cache.index(sys.argv[3])
+assert index is not None
+writer = CacheWriter(cache)
+for number, entry in enumerate(index.frames):
+    start = number * index.frame_size
+    assert writer.put(sys.argv[3], number, VerifiedFrame(content[start : start + index.frame_size], entry.digest))
+    print(number, flush=True)
+sys.stdin.read()

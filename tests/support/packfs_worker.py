@@ -1,0 +1,81 @@
+"""A worker over local files, for tests: `packfs_worker.py RUN_DIR PACKS_DIR GATE_DIR`.
+
+PACKS_DIR/<pack id> holds a pack's content. A pack is cached unless GATE_DIR/<pack id>.slow exists: then each read
+goes to a thread that waits while GATE_DIR/<pack id>.shut exists, and fails while <pack id>.fail does (short: it lies).
+"""
+
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+
+from floe.fuse.worker import run_worker
+from floe.store.errors import CancelledError, DamagedError
+
+
+class _Ticket:
+    def __init__(self):
+        self.cancelled = threading.Event()
+
+    def cancel(self):
+        self.cancelled.set()
+
+
+class FileReader:
+    def __init__(self, packs, gates):
+        self.packs, self.gates = packs, gates
+        self.submitted = self.cancelled = 0
+        self.closed = threading.Event()
+
+    def lookup(self, pack_id):
+        path = self.packs / pack_id
+        return path.stat().st_size if path.exists() else None
+
+    def read_cached_into(self, pack_id, offset, buffer, *, wait=True):
+        if (self.gates / f"{pack_id}.slow").exists():
+            return False
+        with (self.packs / pack_id).open("rb") as file:
+            file.seek(offset)
+            return file.readinto(buffer) == len(buffer)
+
+    def submit(self, pack_id, offset, length, done):
+        self.submitted += 1
+        ticket = _Ticket()
+        threading.Thread(target=self._read, args=(pack_id, offset, length, done, ticket), daemon=True).start()
+        return ticket
+
+    def _read(self, pack_id, offset, length, done, ticket):
+        while (self.gates / f"{pack_id}.shut").exists():
+            if ticket.cancelled.wait(0.005) or self.closed.is_set():
+                self.cancelled += 1
+                done(CancelledError("nobody waits"))
+                return
+        if (self.gates / f"{pack_id}.fail").exists():
+            done(DamagedError("frame 0 does not match its digest"))
+            return
+        time.sleep(0.002)
+        with (self.packs / pack_id).open("rb") as file:
+            file.seek(offset)
+            data = file.read(length - (self.gates / f"{pack_id}.short").exists())
+        half = length // 2
+        done([memoryview(data)[:half], data[half:]])
+
+    def counters(self):
+        return {"submitted": self.submitted, "cancelled": self.cancelled}
+
+    def close(self):
+        self.closed.set()
+
+
+def main():
+    logging.basicConfig(level=logging.INFO, format="worker[%(process)d]: %(message)s")
+    run_dir, packs, gates = map(Path, sys.argv[1:4])
+    reader = FileReader(packs, gates)
+    code = run_worker(run_dir, reader)
+    reader.close()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""A private docker-registry on a loopback port, and a front that stands before it and misbehaves on request.
+
+`Registry` starts Debian's docker-registry with its own storage and reads the requests it answered from its access log.
+`Front` is a small proxy: it asks for Bearer tokens that its own token server gives out, redirects blobs to another
+port, breaks downloads, and spoils bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import re
+import subprocess
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+USER, PASSWORD = "floe", "secret"
+# bcrypt of PASSWORD, as `htpasswd -B` writes it.
+HTPASSWD = "floe:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
+_REQUEST = re.compile(r'"(GET|HEAD|PUT|POST|PATCH|DELETE) (\S+) HTTP/[0-9.]+" (\d+)')
+_START = 20.0  # seconds
+
+
+class Registry:
+    """docker-registry with storage, log and port of its own. `host` is what image names begin with."""
+
+    def __init__(self, directory: Path, *, htpasswd: bool = False) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        auth = ""
+        if htpasswd:
+            (directory / "htpasswd").write_text(HTPASSWD)
+            auth = f"auth:\n  htpasswd:\n    realm: floe\n    path: {directory / 'htpasswd'}\n"
+        config = directory / "config.yml"
+        config.write_text(
+            "version: 0.1\nlog:\n  accesslog:\n    disabled: false\n  level: info\n"
+            f"storage:\n  filesystem:\n    rootdirectory: {directory / 'storage'}\n  delete:\n    enabled: true\n"
+            f"http:\n  addr: 127.0.0.1:0\n  secret: {uuid.uuid4().hex}\n{auth}"
+        )
+        self._log = directory / "registry.log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                ["docker-registry", "serve", str(config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        try:
+            self.port = self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        self.host = f"127.0.0.1:{self.port}"
+
+    def _wait(self) -> int:
+        deadline = time.monotonic() + _START
+        while time.monotonic() < deadline and self.process.poll() is None:
+            found = re.search(rb"listening on 127\.0\.0\.1:(\d+)", self._log.read_bytes())
+            if found:
+                return int(found.group(1))
+            time.sleep(0.02)
+        raise RuntimeError(f"docker-registry did not start: {self._log.read_text(errors='replace')[-500:]}")
+
+    def requests(self) -> list[tuple[str, str, int]]:
+        """(method, path, status) of all requests answered so far."""
+        mark = uuid.uuid4().hex
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(f"http://{self.host}/v2/?mark={mark}").close()
+        deadline = time.monotonic() + 5
+        while mark not in (text := self._log.read_text(errors="replace")):
+            if time.monotonic() > deadline:
+                raise RuntimeError("docker-registry writes no access log")
+            time.sleep(0.01)
+        return [(m, path, int(code)) for m, path, code in _REQUEST.findall(text) if "mark=" not in path]
+
+    def blob_requests(self) -> list[str]:
+        """The digests of blobs that were downloaded."""
+        return [
+            path.rpartition("/")[2] for method, path, _ in self.requests() if method == "GET" and "/blobs/sha" in path
+        ]
+
+    def stop(self) -> None:
+        """End the registry."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def push(self, source: str, name: str) -> str:
+        """Copy `source` (`oci:DIR:TAG`) to `name` (`app:1`) with skopeo; returns the full name."""
+        target = f"{self.host}/{name}"
+        command = ["skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", "--preserve-digests", "-q"]
+        subprocess.run([*command, source, f"docker://{target}"], check=True, timeout=120)
+        return target
+
+
+@contextlib.contextmanager
+def running_registry(directory: Path, *, htpasswd: bool = False) -> Iterator[Registry]:
+    """A Registry for the length of a with block."""
+    registry = Registry(directory, htpasswd=htpasswd)
+    try:
+        yield registry
+    finally:
+        registry.stop()
+
+
+class Front(ThreadingHTTPServer):
+    """A proxy before `upstream` (a Registry).
+
+    `bearer`: requests need a token from `/token` (its requests are in `tokens`), which wants USER and PASSWORD unless
+    `anonymous`. `redirect`: blobs are answered by a redirect to this other Front, as object storage would be.
+    `breaks`: so many blob answers are cut short, each after `cut` bytes. `spoil`: blobs have a byte flipped.
+    `fail`: so many requests are answered 503. `seen` holds (method, path, headers).
+    """
+
+    daemon_threads = True
+
+    def __init__(self, upstream: Registry, **options: object) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = upstream
+        self.bearer = bool(options.pop("bearer", False))
+        self.anonymous = bool(options.pop("anonymous", False))
+        self.redirect: Front | None = options.pop("redirect", None)
+        self.breaks = int(options.pop("breaks", 0))
+        self.cut = int(options.pop("cut", 1000))
+        self.ranges = bool(options.pop("ranges", True))
+        self.spoil = bool(options.pop("spoil", False))
+        self.fail = int(options.pop("fail", 0))
+        assert not options
+        self.seen: list[tuple[str, str, dict[str, str]]] = []
+        self.tokens: list[dict[str, list[str]]] = []
+        self.valid: set[str] = set()
+        self.host = f"127.0.0.1:{self.server_address[1]}"
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+    def __enter__(self) -> Front:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no error here."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Front
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        front = self.server
+        front.seen.append((self.command, self.path, dict(self.headers.items())))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length) if length else None
+        if self.path.startswith("/token"):
+            self._token(body)
+            return
+        if front.fail > 0:
+            front.fail -= 1
+            self._answer(503, {}, b"")
+            return
+        if front.bearer and self.headers.get("Authorization", "").removeprefix("Bearer ") not in front.valid:
+            realm = f'Bearer realm="http://{front.host}/token",service="floe test",scope="repository:x:pull"'
+            self._answer(401, {"WWW-Authenticate": realm}, b"{}")
+            return
+        is_blob = self.command == "GET" and "/blobs/sha256:" in self.path
+        if is_blob and front.redirect is not None:
+            self._answer(307, {"Location": f"http://{front.redirect.host}{self.path}"}, b"")
+            return
+        self._forward(body, is_blob=is_blob)
+
+    do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815 - http.server's names
+
+    def _token(self, body: bytes | None) -> None:
+        front = self.server
+        query = parse_qs(body.decode() if body else urlsplit(self.path).query)
+        front.tokens.append(query)
+        login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        allowed = front.anonymous or self.headers.get("Authorization") == f"Basic {login}"
+        if not allowed and query.get("refresh_token") != ["refresh-me"]:
+            self._answer(401, {}, b'{"errors":[{"message":"who are you"}]}')
+            return
+        token = uuid.uuid4().hex
+        front.valid.add(token)
+        self._answer(200, {"Content-Type": "application/json"}, json.dumps({"token": token}).encode())
+
+    def _forward(self, body: bytes | None, *, is_blob: bool) -> None:
+        front = self.server
+        dropped = {"host", "authorization", *(() if front.ranges else ("range",))}
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
+        upstream = http.client.HTTPConnection(front.upstream.host, timeout=30)
+        try:
+            upstream.request(self.command, self.path, body, headers)
+            response = upstream.getresponse()
+            data = response.read()
+            kept = {
+                k: v.replace(front.upstream.host, front.host)
+                for k, v in response.getheaders()
+                if k.lower() not in ("transfer-encoding", "connection")
+            }
+        finally:
+            upstream.close()
+        if is_blob and front.spoil and data:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        if is_blob and front.breaks > 0 and len(data) > front.cut:
+            front.breaks -= 1
+            self._answer(response.status, kept, data[: front.cut])
+            self.close_connection = True
+            return
+        self._answer(response.status, kept, data)
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        if not any(key.lower() == "content-length" for key in headers):
+            headers = {**headers, "Content-Length": str(len(body))}
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)

@@ -1,0 +1,205 @@
+"""The command line: what it imports, what it refuses, what it completes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import floe
+from floe.cli.completion import words_of
+from floe.cli.main import build_parser, main
+from floe.cli.options import SHARED
+from floe.cli.settings import KEYS, flag_name
+
+HEAVY = {
+    "asyncio",
+    "boto3",
+    "botocore",
+    "cachetools",
+    "concurrent.futures",
+    "google.protobuf",
+    "grpc",
+    "http.server",
+    "obstore",
+    "prometheus_client",
+    "requests",
+    "rich",
+    "socketserver",
+    "sqlite3",
+    "ssl",
+    "tomllib",
+    "urllib.request",
+    "zstandard",
+}
+COMMANDS = [
+    "model push",
+    "model ls",
+    "model show",
+    "model rm",
+    "model mount",
+    "umount",
+    "image index",
+    "image ls",
+    "image show",
+    "image rm",
+    "image attach",
+    "packfs",
+    "snapshotter",
+    "status",
+    "version",
+    "completion",
+]
+
+
+def run(*argv):
+    return subprocess.run(
+        [sys.executable, "-m", "floe", *argv], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["version"], ["model", "push", "--help"], ["completion", "bash"]])
+def test_help_and_version_import_nothing_heavy(argv):
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "floe", *argv],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines() if line.startswith("import time:")}
+    assert "floe.cli.main" in loaded  # the listing is what we think it is
+    assert not loaded & HEAVY
+
+
+def test_version():
+    found = run("version")
+    assert (found.returncode, found.stdout, found.stderr) == (0, f"floe {floe.__version__}\n", "")
+    assert json.loads(run("version", "--json").stdout)["floe"] == floe.__version__
+    assert run("--version").stdout == found.stdout
+
+
+def test_every_command_has_a_help():
+    tree = words_of(build_parser())
+    for command in COMMANDS:
+        assert command in tree
+        with pytest.raises(SystemExit) as caught:
+            main([*command.split(), "--help"])
+        assert caught.value.code == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["model"],
+        ["frobnicate"],
+        ["model", "frobnicate"],
+        ["model", "push", "only-a-directory"],
+        ["model", "ls", "--frobnicate"],
+        ["model", "ls", "--sto", "file:///x"],
+        ["image", "attach", "a", "b"],
+        ["completion", "tcsh"],
+        ["--log-level", "loud", "--config=", "model", "ls"],
+        ["model", "ls", "--config", "/nonexistent/floe.toml"],
+        ["model", "ls", "--config=", "--store", "nonsense"],
+        ["model", "ls", "--config=", "--store", "ftp://host/x"],
+        ["model", "ls", "--config=", "--index", "mysql:x"],
+        ["model", "show", "--config=", "Bad Name"],
+        ["model", "rm", "--config=", "name:Bad Tag"],
+        ["image", "attach", "--config=", "a", "b", "--model", "iris"],
+        ["packfs", "--config=", "--metrics", "0.0.0.0:9000"],
+        ["snapshotter", "--config=", "--metrics", "192.0.2.1:9000"],
+    ],
+)
+def test_wrong_use_exits_2_with_a_message(argv, capfd, monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("FLOE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FLOE_RUN_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("FLOE_CACHE_DIR", str(tmp_path / "cache"))
+    try:
+        code = main(argv)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capfd.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert captured.err.startswith(("floe: error: ", "usage: "))
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_may_stand_before_and_after_the_command():
+    parser = build_parser()
+    before = parser.parse_args(["--store", "file:///a", "--run-dir=/r", "model", "--index", "none", "ls"])
+    after = parser.parse_args(["model", "ls", "--store", "file:///a", "--index", "none", "--run-dir", "/r"])
+    for key, value in (("store", "file:///a"), ("index", "none"), ("run_dir", "/r")):
+        assert getattr(before, key) == getattr(after, key) == value
+    assert parser.parse_args(["--store", "file:///a", "model", "ls", "--store", "file:///b"]).store == "file:///b"
+    assert not hasattr(parser.parse_args(["model", "ls"]), "store")
+
+
+def test_every_setting_has_a_flag_somewhere():
+    flags = {word.text for words in words_of(build_parser()).values() for word in words}
+    assert {f"--{flag_name(key)}" for key in KEYS} <= flags
+    for command in COMMANDS:
+        mine = {word.text for word in words_of(build_parser())[command]}
+        assert {f"--{flag_name(key)}" for key in SHARED} <= mine
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as stdout:
+        found = subprocess.run(
+            [sys.executable, "-m", "floe", "version"], stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=60
+        )
+    assert found.stderr == b""
+    assert found.returncode == 1
+
+
+COMPLETE = """
+source /dev/stdin
+COMP_WORDS=({words}) COMP_CWORD={last}
+compopt() {{ :; }}
+_floe
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("floe mod", ["model"]),
+        ("floe model ", ["push", "ls", "show", "rm", "mount"]),
+        ("floe model pu", ["push"]),
+        ("floe --store file:///x model sh", ["show"]),
+        ("floe model push --lab", ["--label"]),
+        ("floe model ls --js", ["--json"]),
+        ("floe completion ", ["bash", "fish", "zsh"]),
+        ("floe packfs --wor", []),
+    ],
+)
+def test_bash_completes(line, expected):
+    script = run("completion", "bash").stdout
+    words = [f"'{word}'" for word in line.split(" ")]
+    found = subprocess.run(
+        ["bash", "-c", COMPLETE.format(words=" ".join(words), last=len(words) - 1)],
+        input=script,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    assert [word for word in found.stdout.split() if not word.startswith("--") or "--" in line] == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_know_every_command(shell):
+    script = run("completion", shell).stdout
+    for command in COMMANDS:
+        assert f"'{command}'" in script or f'"{command}"' in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=20)

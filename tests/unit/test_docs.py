@@ -1,0 +1,195 @@
+"""The documentation against the code: tables, test names, links. Reads files, nothing else."""
+
+import ast
+import errno
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from floe.cli import packfs_metrics, settings
+from floe.fuse.errno_map import ERRNO
+from floe.snapshotter import daemon, resolver, snapshotter
+
+ROOT = Path(__file__).parents[2]
+OPERATIONS = (ROOT / "docs/OPERATIONS.md").read_text()
+SEMANTICS = (ROOT / "docs/SEMANTICS.md").read_text()
+# Settings whose default is another setting's value and more: as the table writes it.
+DERIVED = {
+    "spool_dir": ("CACHE_DIR/spool", lambda made: made.spool),
+    "address": ("RUN_DIR/snapshotter.sock", lambda made: made.socket),
+    "packfs_metrics": ("unix:RUN_DIR/packfs-metrics.sock", lambda made: made.metrics("packfs")),
+    "snapshotter_metrics": ("unix:RUN_DIR/snapshotter-metrics.sock", lambda made: made.metrics("snapshotter")),
+}
+
+
+def rows(text, header):
+    """The rows of the table whose first row begins with `header`, as lists of cells."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith(f"| {header} |"):
+            break
+    else:
+        pytest.fail(f"no table begins with {header!r}")
+    assert set(next(lines)) <= set("|- ")
+    found = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return found
+
+
+def code(cell):
+    """The words in backquotes."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def column(text, header):
+    return [word for row in rows(text, header) for word in code(row[0])]
+
+
+def test_the_table_of_settings_is_whole_and_its_defaults_are_the_code_s():
+    table = {code(row[0])[0]: row[1] for row in rows(OPERATIONS, "key")}
+    assert list(table) == list(settings.KEYS)
+    built_in = settings.Settings()
+    assert table.pop("workers") == "CPUs, at most 8"
+    for key, cell in table.items():
+        (written,) = code(cell)
+        if key in DERIVED:
+            shown, of = DERIVED[key]
+            assert written == shown
+            expanded = shown.replace("CACHE_DIR", str(built_in.cache_dir)).replace("RUN_DIR", str(built_in.run_dir))
+            assert str(of(built_in)) == expanded
+        else:
+            given = settings.load({key: written}, {}, config="")
+            assert getattr(given, key) == getattr(built_in, key), key
+
+
+def exported(metrics):
+    return {
+        metric.name + ("_total" if metric.kind == "counter" else ""): ", ".join(f"`{label}`" for label in metric.labels)
+        for metric in metrics
+    }
+
+
+class Everything(dict):
+    """A status that lacks no figure."""
+
+    def __contains__(self, _):
+        return True
+
+    def __missing__(self, key):
+        return Everything() if key == "counters" else 0
+
+    def get(self, key, _=None):
+        return self[key]
+
+
+def test_the_table_of_metrics_is_what_is_exported():
+    figures = snapshotter.Figures({}, {}, "closed", 0, 0, {})
+    served = exported(packfs_metrics.packfs_metrics(Everything())) | exported(
+        daemon._exposition(SimpleNamespace(metrics=lambda: figures))
+    )
+    assert {code(row[0])[0]: row[1] for row in rows(OPERATIONS, "metric")} == served
+
+
+def test_the_reasons_and_events_are_the_code_s():
+    assert column(OPERATIONS, "reason") == list(resolver.REASONS)
+    assert sorted(column(OPERATIONS, "event of packfs")) == sorted(packfs_metrics._EVENTS.values())
+    tree = ast.parse((ROOT / "snapshotter/snapshotter.py").read_text())
+    counted = {
+        call.args[0].value
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "_count"
+    }
+    (row,) = (row for row in rows(OPERATIONS, "metric") if code(row[0]) == ["floe_snapshotter_events_total"])
+    assert set(code(row[2])) == counted
+
+
+def test_every_line_of_the_containerd_files_is_explained():
+    for path in sorted((ROOT / "install/containerd").glob("*.toml")):
+        lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+        keys = {match[1] for line in lines if (match := re.match(r"\s*(\w+) *=", line))} - {"version"}
+        assert keys
+        missing = {key for key in keys if not re.search(rf"`[^`]*\b{key}\b[^`]*`", OPERATIONS)}
+        assert not missing, path.name
+
+
+def test_every_setting_of_the_units_that_is_explained_is_there():
+    text = "".join(path.read_text() for path in sorted((ROOT / "install/systemd").glob("*.service")))
+    for row in rows(OPERATIONS, "line"):
+        if not row[0].startswith("no "):
+            for line in code(row[0]):
+                assert line in text, line
+
+
+def test_the_errno_table_is_the_code_s():
+    table = {}
+    for row in rows(SEMANTICS, "error"):
+        table |= dict.fromkeys(code(row[0]), getattr(errno, code(row[1])[0]))
+    assert table == {cls.__name__: number for cls, number in ERRNO.items()}
+
+
+def names_in(path, known={}):  # noqa: B006 - each file is parsed once
+    if path not in known:
+        tree = ast.parse((ROOT / path).read_text())
+        known[path] = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return known[path]
+
+
+def sections():
+    """Headings of SEMANTICS.md below the title, with what follows each."""
+    parts = re.split(r"^(##+ .*)$", SEMANTICS, flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize(("heading", "body"), sections(), ids=[heading.lstrip("# ") for heading, _ in sections()])
+def test_every_promise_names_tests_that_exist(heading, body):
+    named = [
+        name
+        for line in body.splitlines()
+        if line.startswith("Test: ")
+        for name in re.split(r",\s*", line.removeprefix("Test: "))
+    ]
+    assert named, f"{heading!r} has no line `Test: tests/...::test_name`"
+    for name in named:
+        path, _, function = name.strip("`").partition("::")
+        assert re.fullmatch(r"tests/(\w+/)+test_\w+\.py", path), name
+        assert (ROOT / path).is_file(), name
+        assert function.startswith("test_"), name
+        assert function in names_in(path), name
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "docs/adr/*.md"])
+def test_relative_links_lead_somewhere(page):
+    pages = sorted(ROOT.glob(page))
+    assert pages
+    for path in pages:
+        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+            if re.match(r"[a-z]+:|#", target):
+                continue
+            file, _, anchor = target.partition("#")
+            place = (path.parent / file).resolve()
+            assert place.exists(), f"{path.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", place.read_text(), flags=re.MULTILINE)
+                assert anchor in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, target
+
+
+def test_files_named_in_the_texts_exist():
+    for page in ("README.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "docs/SEMANTICS.md", "docs/FORMAT.md"):
+        for name in re.findall(
+            r"`((?:install|floe|fuse|snapshotter|protos|bench|tests|docs)/[\w./-]*)`", (ROOT / page).read_text()
+        ):
+            assert (ROOT / name).exists(), f"{page}: {name}"
+
+
+def test_decisions_are_numbered_once_and_listed():
+    folder = ROOT / "docs/adr"
+    files = sorted(path.name for path in folder.glob("[0-9]*.md"))
+    numbers = [name[:4] for name in files]
+    assert numbers == [f"{number:04}" for number in range(1, len(files) + 1)]
+    listed = re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text())
+    assert listed == files

@@ -1,0 +1,98 @@
+"""Which reads are a stream, and how far ahead of it to fetch."""
+
+from floe.store.readahead import Streams
+
+MIB = 1 << 20
+LIMIT = 32 * MIB
+END = 1 << 30
+
+
+def drain(stream, limit=LIMIT, end=END):
+    pieces = []
+    while (piece := stream.next_piece(limit, end)) is not None:
+        pieces.append(piece)
+        stream.ahead = piece[1]
+    return pieces
+
+
+def test_one_read_is_no_stream():
+    assert drain(Streams(LIMIT).note("p", 0, MIB, waited=True)) == []
+
+
+def test_two_reads_in_a_row_are():
+    streams = Streams(LIMIT)
+    streams.note("p", 0, MIB, waited=True)
+    assert drain(streams.note("p", MIB, MIB, waited=True)) == [(2 * MIB, 3 * MIB), (3 * MIB, 4 * MIB)]
+
+
+def test_small_reads_need_half_a_mebibyte():
+    streams, reads = Streams(LIMIT), 0
+    while not drain(streams.note("p", reads * 65536, 65536, waited=True)):
+        reads += 1
+    assert reads == 7
+
+
+def test_the_window_grows_only_while_the_reader_waits():
+    streams = Streams(LIMIT)
+    windows = []
+    for number in range(8):
+        stream = streams.note("p", number * MIB, MIB, waited=True)
+        windows.append(stream.window // MIB)
+    assert windows == [2, 2, 4, 8, 16, 32, 32, 32]
+    for number in range(8, 12):
+        assert streams.note("p", number * MIB, MIB, waited=False).window == 32 * MIB
+    pieces = drain(stream)
+    assert max(stop - start for start, stop in pieces) == 8 * MIB
+    assert stream.ahead <= stream.end + 32 * MIB
+
+
+def test_pieces_adjoin_and_end_with_the_pack():
+    streams = Streams(LIMIT)
+    streams.note("p", 0, MIB, waited=True)
+    pieces = drain(streams.note("p", MIB, MIB, waited=True), end=3 * MIB + 4096)
+    assert pieces == [(2 * MIB, 3 * MIB), (3 * MIB, 3 * MIB + 4096)]
+
+
+def test_a_small_limit_is_kept():
+    streams = Streams(256 << 10)
+    streams.note("p", 0, MIB, waited=True)
+    stream = streams.note("p", MIB, MIB, waited=True)
+    assert drain(stream, 256 << 10) == [(2 * MIB, 2 * MIB + (256 << 10))]
+
+
+def test_reads_out_of_order_are_one_stream():
+    streams = Streams(LIMIT)
+    for number in (1, 0, 3, 2, 5, 4):
+        stream = streams.note("p", number * MIB, MIB, waited=True)
+    assert (stream.start, stream.end) == (0, 6 * MIB)
+
+
+def test_two_readers_of_a_pack_are_two_streams():
+    streams = Streams(LIMIT)
+    for number in range(4):
+        low = streams.note("p", number * MIB, MIB, waited=True)
+        high = streams.note("p", 512 * MIB + number * MIB, MIB, waited=True)
+    assert low is not high
+    assert drain(low)[0][0] == 4 * MIB
+    assert drain(high)[0][0] == 516 * MIB
+    assert len(list(streams.marks("p"))) == 2
+
+
+def test_random_reads_make_no_stream():
+    streams = Streams(LIMIT)
+    for number in (50, 3, 90, 20, 70, 11):
+        assert drain(streams.note("p", number * MIB, 4096, waited=True)) == []
+    assert list(streams.marks("p")) == []
+
+
+def test_a_read_that_touches_a_mark_gets_the_next_piece():
+    streams = Streams(LIMIT)
+    streams.note("p", 0, MIB, waited=True)
+    stream = streams.note("p", MIB, MIB, waited=True)
+    drain(stream)
+    ((start, stop),) = streams.marks("p")
+    assert start < stop
+    offset = stream.end
+    while offset + MIB <= start:  # answered from the cache, not reported
+        offset += MIB
+    assert drain(streams.note("p", offset, MIB, waited=False))
