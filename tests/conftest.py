@@ -1,6 +1,30 @@
-"""What every test shares: the path to `support`."""
+"""What every test shares: the path to `support`, and a sweep of leftovers first and last."""
 
+import os
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+from support import sweep
+
+
+def pytest_sessionstart(session):
+    session.config.stash[_SWEPT] = sweep.begin() if os.getuid() == 0 else []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    if os.getuid() == 0:
+        session.config.stash[_LEFT] = sweep.end()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for key, whose in ((_SWEPT, "an earlier session, killed"), (_LEFT, "these tests")):
+        for line in config.stash.get(key, []):
+            terminalreporter.write_line(f"swept, left by {whose}: {line}")
+
+
+_SWEPT, _LEFT = pytest.StashKey[list[str]](), pytest.StashKey[list[str]]()

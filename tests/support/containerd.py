@@ -9,13 +9,13 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import sweep
 from support.cri import Cri
 from support.images import ARCHITECTURE, add, build_oci, oci_archive
 
@@ -81,7 +81,7 @@ class Containerd:
         self.version = version
         self.base = base
         # Shims' socket names and containerd's own must stay below 108 bytes.
-        self.run_dir = Path(tempfile.mkdtemp(prefix="fctr", dir="/run"))
+        self.run_dir = sweep.folder("ctr", Path("/run"))
         self.run_dir.chmod(0o711)  # containers in user namespaces pass through it
         self.root = base / "containerd-root"
         self.address = self.run_dir / "c.sock"

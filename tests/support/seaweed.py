@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import json
@@ -16,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +24,7 @@ from urllib.parse import quote
 
 import boto3
 from botocore.config import Config
+from support import sweep
 
 ACCESS_KEY, SECRET_KEY = "floe-test-access", "floe-test-secret"
 READER_KEY, READER_SECRET = "floe-test-reader", "floe-test-reader-secret"
@@ -116,11 +115,16 @@ class Seaweed:
                     str(Path(sys.executable).with_name("weed")), "server", "-s3", "-filer", f"-dir={data}",
                     "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}", "-master.telemetry=false",
                     "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-s3.autoCreateBucket=false", "-debug=false",
-                    # Volumes of 64 MiB, grown one at a time: a test's disk is small.
-                    "-volume.max=64", "-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false", *arguments,
+                    "-volume.max=10000", "-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false", *arguments,
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
-                env={**os.environ, "HOME": str(self.folder), "GOMAXPROCS": "2"},
+                # A bucket takes its first volumes together, seven unless told otherwise, and never gives them back.
+                env={
+                    **os.environ,
+                    "HOME": str(self.folder),
+                    "GOMAXPROCS": "2",
+                    "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
+                },
             )  # fmt: skip
         self._wait()
 
@@ -183,13 +187,13 @@ def _is_free(port):
 @functools.cache
 def running():
     """The server that all tests of this process share; started by the first call."""
-    folder = Path(tempfile.mkdtemp(prefix="floe-seaweed-", dir="/var/tmp"))
+    folder = sweep.folder("seaweed", Path("/var/tmp"))
     try:
         server = Seaweed(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    atexit.register(_stop, server, os.getpid())
+    sweep.at_end(functools.partial(_stop, server, os.getpid()))
     return server
 
 
