@@ -24,8 +24,9 @@ soak:
 demo:
 	install/demo.sh
 
+# BENCH=--local for what needs no server.
 bench:
-	$(PY) -m bench
+	install/bench.sh $(BENCH)
 
 protos:
 	$(PY) protos/generate.py

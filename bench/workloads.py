@@ -74,10 +74,13 @@ def find(folder: Path) -> float:
     return time.perf_counter() - start
 
 
+LARGE, SMALL = "read large", "read small"
 WORKLOADS: dict[str, Callable[[Path], float]] = {
-    "read large": read_large,
-    "read small": read_small,
-    "read large, cold": functools.partial(read_large, cold=True),
-    "read small, cold": functools.partial(read_small, cold=True),
+    LARGE: read_large,
+    SMALL: read_small,
+    f"{LARGE}, cold": functools.partial(read_large, cold=True),
+    f"{SMALL}, cold": functools.partial(read_small, cold=True),
     "find, cold": find,
 }
+# First reads on a node that holds nothing, from the bucket.
+FIRST_READS: dict[str, Callable[[Path], float]] = {f"first {LARGE}": read_large, f"first {SMALL}": read_small}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepares a Debian 12 or Ubuntu machine for the demo, the tests and the benchmarks: install/setup.sh [demo|test]
+# Prepares a Debian 12 or Ubuntu machine for the demo, the tests and the benchmarks: install/setup.sh [demo|test|bench]
 #
 # Nothing of the host's is touched. Packages that bring a service (containerd, docker-registry) are unpacked into
 # .tools/ and never installed, so no unit is added, replaced, enabled or restarted; a containerd or runc that is
@@ -14,7 +14,7 @@ die() { printf 'setup: error: %s\n' "$1" >&2; shift; printf '       %s\n' "$@" >
 say() { printf 'setup: %s\n' "$*" >&2; }
 quietly() { "$@" >>"$log" 2>&1 || die "this command failed: $*" "its output is in $log"; }
 
-case $profile in demo | test) ;; *) echo "usage: install/setup.sh [demo|test]" >&2; exit 2 ;; esac
+case $profile in demo | test | bench) ;; *) echo "usage: install/setup.sh [demo|test|bench]" >&2; exit 2 ;; esac
 [ "$(id -u)" = 0 ] || die "mounting file systems and starting containers needs root" "run it again with sudo"
 command -v apt-get >/dev/null || die "this machine has no apt-get" "Debian 12, Ubuntu 22.04 and later are supported"
 mkdir -p "$tools"
@@ -93,8 +93,8 @@ wanted=$(cat pyproject.toml install/setup.sh | sha256sum)
 if [ ! -x .venv/bin/floe ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   say "installing Python packages into .venv (a minute or two)"
   [ -x .venv/bin/python ] || quietly "${PYTHON:-/usr/bin/python3}" -m venv .venv
-  if [ "$profile" = test ]; then extra='[dev]'; else extra='[demo]'; fi
-  quietly .venv/bin/python -m pip install -q -e ".$extra"
+  case $profile in test) extra=dev ;; *) extra=$profile ;; esac
+  quietly .venv/bin/python -m pip install -q -e ".[$extra]"
   echo "$wanted" >"$stamp"
 fi
 for module in erofs fuse overlay loop; do modprobe "$module" 2>/dev/null || true; done
