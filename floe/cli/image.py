@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from floe.store.catalog import Catalog
     from floe.store.records import ImageRecord
 
-_SOURCES = "HOST/NAME[:TAG|@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]"
+_SOURCES = "HOST/NAME[:TAG|@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]"
 
 
 def add_parser(commands: Commands) -> None:
@@ -32,7 +32,7 @@ def add_parser(commands: Commands) -> None:
         parser.add_argument("image", metavar="REF", help="a name under which it was indexed, or its manifest's digest")
     attach = add_command(below, "attach", "Make an image that also carries models, as stub layers.", run_attach)
     attach.add_argument("source", metavar="SOURCE", help=_SOURCES)
-    attach.add_argument("target", metavar="TARGET", help="where the new image goes, in the same grammar")
+    attach.add_argument("target", metavar="TARGET", help="where the new image goes: HOST/NAME:TAG or oci:DIR[:TAG]")
     attach.add_argument(
         "--model",
         action="append",
@@ -43,6 +43,7 @@ def add_parser(commands: Commands) -> None:
     for parser in (index, attach):
         parser.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
         parser.add_argument("--plain-http", action="store_true", help="talk to the registry without TLS")
+        add_settings(parser, "registry_config")
     add_settings(index, *PUSHING)
     for parser in (index, listing, show, remove, attach):
         add_json(parser)
@@ -60,6 +61,7 @@ def run_index(args: argparse.Namespace) -> int:
             args.image,
             platform=args.platform,
             plain_http=args.plain_http,
+            registry_config=settings.registry_config,
             spool_dir=settings.spool,
             workers=settings.workers,
             progress=progress,
@@ -166,6 +168,7 @@ def run_attach(args: argparse.Namespace) -> int:
             models,
             platform=args.platform,
             plain_http=args.plain_http,
+            registry_config=settings.registry_config,
             progress=progress,
         )
     placed = [{"name": str(ref), "path": path} for ref, path in models]

@@ -96,4 +96,4 @@ def _metavar(key: str) -> str:
         return "ADDRESS"
     if key.endswith(("_timeout", "_deadline")):
         return "SECONDS"
-    return {"workers": "N", "on_store_error": "WHAT"}.get(key, "SIZE")
+    return {"workers": "N", "on_store_error": "WHAT", "registry_config": "DIRS"}.get(key, "SIZE")

@@ -45,6 +45,15 @@ def _optional_path(value: object) -> Path | None:
     return _path(value)
 
 
+def _paths(value: object) -> tuple[Path, ...]:
+    """Directories with a colon between them, as containerd's config_path; `none` for none."""
+    text = _text(value)
+    folders = () if text == "none" else tuple(text.split(":"))
+    if not all(folder.startswith(("/", "~")) for folder in folders):
+        raise BadInputError(f"{text!r} is not a list of absolute paths", hint="write /path, /path:/path or none")
+    return tuple(_path(folder) for folder in folders)
+
+
 def _url(value: object) -> str:
     text = _text(value)
     for scheme in ("file://", "sqlite:"):
@@ -107,6 +116,11 @@ class Settings:
     read_deadline: float = _setting(300.0, _seconds, "seconds a read waits for the store before it fails (300)")
     fetch_memory: int = _setting(128 << 20, _bytes, "bytes of memory for data on its way (128MiB)")
     address: Path | None = _setting(None, _optional_path, "the snapshotter's socket (RUN_DIR/snapshotter.sock)")
+    registry_config: tuple[Path, ...] = _setting(
+        (Path("/etc/containerd/certs.d"), Path("/etc/docker/certs.d")),
+        _paths,
+        "directories of registries' hosts.toml files, as containerd's config_path: DIR[:DIR...] or none",
+    )
     prepare_timeout: float = _setting(2.0, _seconds, "seconds the look-ups of one pull may take together (2)")
     on_store_error: str = _setting("unpack", _one_of("unpack", "error"), "a failed look-up: unpack or error (unpack)")
     packfs_metrics: str | None = _setting(None, _text, "unix:/PATH, LOOPBACK:PORT or none")
@@ -136,6 +150,8 @@ class Settings:
         flags = ["--config="]
         for key in keys or KEYS:
             value = getattr(self, key)
+            if isinstance(value, tuple):
+                value = ":".join(map(str, value)) or "none"
             if value is not None:
                 flags.append(f"--{flag_name(key)}={value}")
         return flags

@@ -9,6 +9,7 @@ import pytest
 from support import images
 from support.registry import PASSWORD, USER, Front, running_registry
 
+from floe.ingest.oci import registry as registry_module
 from floe.ingest.oci import source as sources
 from floe.ingest.oci import transport
 from floe.ingest.oci.media import OCI_LAYER, Descriptor
@@ -20,6 +21,7 @@ from floe.store.errors import AccessDeniedError, DamagedError, NotFoundError, Un
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, tmp_path):
     monkeypatch.setattr(transport, "_BACKOFF", 0.001)
+    monkeypatch.setattr(registry_module, "_BACKOFF", 0.001)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
 
 

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from support import dockersave
 from support.floe_node import Node
 from support.images import build_oci, files, oci_archive
+from support.registry import running_registry
 
 
 @pytest.fixture
@@ -51,6 +53,32 @@ def test_an_archive_and_the_text_for_people(node, tmp_path):
     archive = oci_archive(tmp_path / "oci", tmp_path / "image.tar")
     told = node.floe("image", "index", f"oci-archive:{archive}").stdout
     assert "2 layers, 2 of them new" in told
+
+
+def test_a_file_of_docker_save(node, tmp_path):
+    image = build(tmp_path / "oci")
+    name = f"docker-archive:{dockersave.legacy(tmp_path / 'saved.tar', [(image, ['app:1']), (image, None)])}:app:1"
+    indexed = node.json("image", "index", name)
+    assert [layer["diff_id"] for layer in indexed["layers"]] == list(image.diff_ids)
+    full = name.replace(":app:1", ":docker.io/library/app:1")
+    assert indexed["names"] == [full]
+    assert node.json("image", "show", name)["digest"] == indexed["digest"]
+
+
+def test_registries_are_reached_as_hosts_toml_says(node, tmp_path):
+    image = build(tmp_path / "oci")
+    with running_registry(tmp_path / "registry") as registry:
+        registry.push(image.source, "app:1")
+        hosts = tmp_path / "certs.d" / "registry.example" / "hosts.toml"
+        hosts.parent.mkdir(parents=True)
+        hosts.write_text(f'server = "http://{registry.host}"\n')
+        given = ("--registry-config", str(tmp_path / "certs.d"))
+        indexed = node.json("image", "index", "registry.example/app:1", *given)
+        assert indexed["digest"] == image.manifest_digest
+        assert indexed["names"] == ["registry.example/app:1"]
+        hosts.write_text("server = 3\n")
+        refused = node.floe("image", "index", "registry.example/app:1", *given, code=2)
+        assert f"{hosts}: server: it is no text" in refused.stderr
 
 
 def a_missing_layout(node, home):

@@ -1,8 +1,8 @@
 """A private docker-registry on a loopback port, and a front that stands before it and misbehaves on request.
 
 `Registry` starts Debian's docker-registry with its own storage and reads the requests it answered from its access log.
-`Front` is a small proxy: it asks for Bearer tokens that its own token server gives out, redirects blobs to another
-port, breaks downloads, and spoils bytes.
+`Front` is a small proxy, with TLS if asked to: it wants Basic passwords, or Bearer tokens that its own token server gives
+out, redirects blobs to another port, breaks downloads, and spoils bytes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import http.client
 import json
 import re
 import subprocess
-import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+from support.loopback import Loopback
 
 USER, PASSWORD = "floe", "secret"
 # bcrypt of PASSWORD, as `htpasswd -B` writes it.
@@ -110,19 +111,21 @@ def running_registry(directory: Path, *, htpasswd: bool = False) -> Iterator[Reg
         registry.stop()
 
 
-class Front(ThreadingHTTPServer):
+class Front(Loopback):
     """A proxy before `upstream` (a Registry).
 
-    `bearer`: requests need a token from `/token` (its requests are in `tokens`), which wants USER and PASSWORD unless
-    `anonymous`. `redirect`: blobs are answered by a redirect to this other Front, as object storage would be.
-    `breaks`: so many blob answers are cut short, each after `cut` bytes. `spoil`: blobs have a byte flipped.
-    `fail`: so many requests are answered 503. `seen` holds (method, path, headers).
+    `basic`: requests need one of `logins` (user: password); other passwords are answered `ended`. `bearer`: they need a
+    token from `/token` (its requests are in `tokens`), which wants one of `logins`, or an identity token of `identities`,
+    unless `anonymous`. A token says that it lasts `lifetime` seconds; it is refused after `uses` requests. `rotate`: an
+    identity token is good for one. `redirect`: blobs are answered by a redirect to this other Front, as object storage
+    would be. `breaks`: so many blob answers are cut short, each after `cut` bytes; `expire`: all tokens end with a break.
+    `ranges`: whether Range is honoured. `spoil`: blobs have a byte flipped. `fail`: so many requests are answered 503;
+    `status`: all are answered so. `api`: the API's root, if not /v2. `tls`: a server's context; `name`: the `HOST[:PORT]`
+    it is known by. `seen` holds (method, path, headers), `answered` the statuses.
     """
 
-    daemon_threads = True
-
     def __init__(self, upstream: Registry, **options: object) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.upstream = upstream
         self.bearer = bool(options.pop("bearer", False))
         self.anonymous = bool(options.pop("anonymous", False))
@@ -132,28 +135,33 @@ class Front(ThreadingHTTPServer):
         self.ranges = bool(options.pop("ranges", True))
         self.spoil = bool(options.pop("spoil", False))
         self.fail = int(options.pop("fail", 0))
+        self.status = int(options.pop("status", 0))
+        self.basic = bool(options.pop("basic", False))
+        self.logins: dict[str, str] = dict(options.pop("logins", {USER: PASSWORD}))
+        self.identities = {"refresh-me"}
+        self.rotate = bool(options.pop("rotate", False))
+        self.lifetime = options.pop("lifetime", None)
+        self.uses = options.pop("uses", None)
+        self.expire = bool(options.pop("expire", False))
+        self.ended = int(options.pop("ended", 401))
+        self.api = str(options.pop("api", "/v2"))
+        tls = options.pop("tls", None)
+        name = options.pop("name", None)
         assert not options
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.seen: list[tuple[str, str, dict[str, str]]] = []
+        self.answered: list[int] = []
         self.tokens: list[dict[str, list[str]]] = []
         self.valid: set[str] = set()
-        self.host = f"127.0.0.1:{self.server_address[1]}"
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-
-    def __enter__(self) -> Front:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no error here."""
+        self.used: dict[str, int] = {}  # requests by token
+        self.host = name or f"127.0.0.1:{self.port}"
+        self.address = f"{'https' if tls else 'http'}://{self.host}"
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # what is no HTTP gets an answer in HTTP, as from other servers
     server: Front
 
     def log_message(self, *_: object) -> None:
@@ -161,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         front = self.server
-        front.seen.append((self.command, self.path, dict(self.headers.items())))
+        front.seen.append((self.command, self.path, {k: ", ".join(self.headers.get_all(k)) for k in self.headers}))
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else None
         if self.path.startswith("/token"):
@@ -171,30 +179,60 @@ class _Handler(BaseHTTPRequestHandler):
             front.fail -= 1
             self._answer(503, {}, b"")
             return
-        if front.bearer and self.headers.get("Authorization", "").removeprefix("Bearer ") not in front.valid:
-            realm = f'Bearer realm="http://{front.host}/token",service="floe test",scope="repository:x:pull"'
+        if front.status:
+            self._answer(front.status, {}, b"{}")
+            return
+        if not self.path.startswith(f"{front.api}/"):
+            self._answer(404, {}, b"{}")
+            return
+        self.path = "/v2" + self.path[len(front.api) :]
+        if front.basic and not self._logged_in():
+            status = front.ended if "Authorization" in self.headers else 401
+            self._answer(status, {"WWW-Authenticate": f'Basic realm="{front.address}/"'}, b"{}")
+            return
+        if front.bearer and not self._let_in():
+            repository = re.sub(r"^/v2/|/(manifests|blobs)/.*", "", self.path)
+            realm = f'Bearer realm="{front.address}/token",service="floe test",scope="repository:{repository}:pull"'
             self._answer(401, {"WWW-Authenticate": realm}, b"{}")
             return
         is_blob = self.command == "GET" and "/blobs/sha256:" in self.path
         if is_blob and front.redirect is not None:
-            self._answer(307, {"Location": f"http://{front.redirect.host}{self.path}"}, b"")
+            self._answer(307, {"Location": f"{front.redirect.address}{self.path}"}, b"")
             return
         self._forward(body, is_blob=is_blob)
 
     do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815 - http.server's names
 
+    def _logged_in(self) -> bool:
+        sent = self.headers.get("Authorization", "").removeprefix("Basic ")
+        user, _, password = base64.b64decode(sent).decode().partition(":") if sent else ("", "", "")
+        return bool(user) and self.server.logins.get(user) == password
+
+    def _let_in(self) -> bool:
+        front = self.server
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        front.used[token] = front.used.get(token, 0) + 1
+        return token in front.valid and (front.uses is None or front.used[token] <= front.uses)
+
     def _token(self, body: bytes | None) -> None:
         front = self.server
         query = parse_qs(body.decode() if body else urlsplit(self.path).query)
         front.tokens.append(query)
-        login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        allowed = front.anonymous or self.headers.get("Authorization") == f"Basic {login}"
-        if not allowed and query.get("refresh_token") != ["refresh-me"]:
+        identity = query.get("refresh_token", [""])[0] if self.command == "POST" else ""
+        known = identity in front.identities
+        anonymous = front.anonymous and "Authorization" not in self.headers
+        if not known and not anonymous and not self._logged_in():
             self._answer(401, {}, b'{"errors":[{"message":"who are you"}]}')
             return
         token = uuid.uuid4().hex
         front.valid.add(token)
-        self._answer(200, {"Content-Type": "application/json"}, json.dumps({"token": token}).encode())
+        answer: dict[str, object] = {"access_token" if known else "token": token}
+        if known and front.rotate:
+            front.identities = {uuid.uuid4().hex}
+            answer["refresh_token"] = next(iter(front.identities))
+        if front.lifetime is not None:
+            answer["expires_in"] = front.lifetime
+        self._answer(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
     def _forward(self, body: bytes | None, *, is_blob: bool) -> None:
         front = self.server
@@ -204,9 +242,12 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             upstream.request(self.command, self.path, body, headers)
             response = upstream.getresponse()
-            data = response.read()
+            try:
+                data = response.read()
+            except http.client.IncompleteRead as error:  # a 416 of docker-registry
+                data = error.partial
             kept = {
-                k: v.replace(front.upstream.host, front.host)
+                k: v.replace(f"http://{front.upstream.host}", front.address)
                 for k, v in response.getheaders()
                 if k.lower() not in ("transfer-encoding", "connection")
             }
@@ -216,12 +257,17 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[:-1] + bytes([data[-1] ^ 1])
         if is_blob and front.breaks > 0 and len(data) > front.cut:
             front.breaks -= 1
+            if front.expire:
+                front.valid.clear()
             self._answer(response.status, kept, data[: front.cut])
             self.close_connection = True
             return
+        if response.status == 416:
+            kept = {}
         self._answer(response.status, kept, data)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.server.answered.append(status)
         self.send_response(status)
         if not any(key.lower() == "content-length" for key in headers):
             headers = {**headers, "Content-Length": str(len(body))}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from floe.ingest.oci import auth, media
+from floe.ingest.oci import auth, dockerconfig, ecr, media
 from floe.ingest.oci.platforms import Platform, choose
-from floe.ingest.oci.references import LayoutRef, RegistryRef, parse_image_ref
+from floe.ingest.oci.references import DockerArchiveRef, LayoutRef, RegistryRef, parse_image_ref
 from floe.store.errors import AccessDeniedError, BadInputError, DamagedError, FloeError, UnsupportedError
 
 DIGEST = "sha256:" + "ab" * 32
@@ -46,6 +46,10 @@ def test_registry_references(text, full):
         ("oci:/d:host:5000/app:1", LayoutRef("/d", "host:5000/app:1")),
         ("oci:/d@" + DIGEST, LayoutRef("/d", None, DIGEST)),
         ("oci-archive:/f.tar:1.0", LayoutRef("/f.tar", "1.0", archive=True)),
+        ("docker-archive:/f.tar", DockerArchiveRef("/f.tar")),
+        ("docker-archive:/f.tar:app:1", DockerArchiveRef("/f.tar", RegistryRef("docker.io", "library/app", "1"))),
+        ("docker-archive:/f.tar:h:5/app", DockerArchiveRef("/f.tar", RegistryRef("h:5", "app", "latest"))),
+        ("docker-archive:/f.tar:@1", DockerArchiveRef("/f.tar", number=1)),
     ],
 )
 def test_layout_references(text, ref):
@@ -68,6 +72,11 @@ def test_layout_references(text, ref):
         "oci:",
         "oci::t",
         "oci:/d:",
+        "docker-archive:",
+        "docker-archive::app",
+        "docker-archive:/f:",
+        "docker-archive:/f:@x",
+        "docker-archive:/f:app@" + DIGEST,
         "a b",
         "host:99999999/a",
         "a" * 300,
@@ -165,22 +174,64 @@ def write_config(tmp_path, value):
 def test_credentials(tmp_path):
     encoded = base64.b64encode(b"me:pass:word").decode()
     path = write_config(tmp_path, {"auths": {"https://index.docker.io/v1/": {"auth": encoded}, "http://r:5000/v2": {"username": "u", "password": "p"},
-        "t": {"auth": base64.b64encode(b"<token>:xyz").decode()}, "empty": {}}, "credHelpers": {"g": "gcloud"}})  # fmt: skip
-    found = auth.load_credentials("docker.io", path)
-    assert (found.username, found.password) == ("me", "pass:word")
-    assert "pass" not in repr(found)
+        "t": {"auth": base64.b64encode(b"<token>:xyz").decode()}, "empty": {}}, "credHelpers": {"g": "gcloud", "no": ""}})  # fmt: skip
+    config = dockerconfig.read_config(path)
+    for name in ("docker.io", "registry-1.docker.io"):
+        found = config.find(name)
+        assert (found.username, found.password) == ("me", "pass:word")
+    assert "pass" not in repr(found) + repr(config)
     assert found.basic() == "Basic " + encoded
-    assert auth.load_credentials("r:5000", path).username == "u"
-    assert auth.load_credentials("t", path).identity_token == "xyz"
-    assert auth.load_credentials("empty", path) is None
-    assert auth.load_credentials("elsewhere", path) is None
-    assert auth.helper_named("g", path) == "gcloud"
-    assert auth.load_credentials("x", tmp_path / "none.json") is None
-    for bad in ("{", "[]", '{"auths": 3}', '{"auths":{"x":{"auth":"?"}}}'):
+    assert config.find("r:5000").username == "u"
+    assert config.find("t").identity_token == "xyz"
+    assert config.find("empty") is None
+    assert config.find("elsewhere") is None
+    assert (config.helper("g"), config.helper("t")) == ("gcloud", "")
+    assert dockerconfig.read_config(tmp_path / "none.json").find("x") is None
+    for bad in ("{", "[]", '{"auths": 3}', '{"credHelpers": 3}'):
         with pytest.raises(BadInputError, match=r"config\.json"):
-            auth.load_credentials("x", write_config(tmp_path, bad))
-    assert str(auth.config_path({"DOCKER_CONFIG": "/d"})) == "/d/config.json"
-    assert str(auth.config_path({"HOME": "/h"})) == "/h/.docker/config.json"
+            dockerconfig.read_config(write_config(tmp_path, bad))
+    with pytest.raises(BadInputError, match=r"the entry for x in .*config\.json"):
+        dockerconfig.read_config(write_config(tmp_path, '{"auths":{"x":{"auth":"?"}}}')).find("x")
+    assert str(dockerconfig.config_path({"DOCKER_CONFIG": "/d"})) == "/d/config.json"
+    assert str(dockerconfig.config_path({"HOME": "/h"})) == "/h/.docker/config.json"
+
+
+def test_a_registry_s_own_helper_comes_before_the_store(tmp_path):
+    stored = {"credsStore": "pass", "credHelpers": {"https://index.docker.io/v1/": "hub", "r:5000": "own", "off": ""}}
+    config = dockerconfig.read_config(write_config(tmp_path, stored))
+    found = [config.helper(host) for host in ("docker.io", "r:5000", "other", "off")]
+    assert found == ["hub", "own", "pass", ""]
+    assert dockerconfig.server_name("registry-1.docker.io") == "https://index.docker.io/v1/"
+    assert dockerconfig.server_name("r:5000") == "r:5000"
+    assert not dockerconfig.is_hub("r:5000")
+
+
+def test_what_the_variable_holds():
+    assert dockerconfig.inline_config({}) is None
+    config = dockerconfig.inline_config(
+        {"DOCKER_AUTH_CONFIG": '{"auths": {"r": {"username": "u", "password": "hunter2"}}}'}
+    )
+    assert config.find("r").origin == "the entry for r in DOCKER_AUTH_CONFIG"
+    with pytest.raises(BadInputError, match="variable DOCKER_AUTH_CONFIG is not valid") as caught:
+        dockerconfig.inline_config({"DOCKER_AUTH_CONFIG": '{"auths": "hunter2"}'})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "region"),
+    [
+        ("123456789012.dkr.ecr.eu-central-1.amazonaws.com", "eu-central-1"),
+        ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+        ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+        ("123456789012.dkr-ecr.us-west-2.on.aws", "us-west-2"),
+        ("public.ecr.aws", None),
+        ("1.dkr.ecr.us-west-2.amazonaws.com", None),
+        ("123456789012.dkr.ecr.us-west-2.amazonaws.com.evil.example", None),
+        ("evil-123456789012.dkr.ecr.us-west-2.amazonaws.com", None),
+    ],
+)
+def test_hosts_of_amazon_ecr(host, region):
+    assert ecr.region_of(host) == region
 
 
 def test_challenges():
@@ -197,7 +248,11 @@ def test_challenges():
     for realm in ("http://a/t", "file:///etc/passwd"):
         with pytest.raises(AccessDeniedError):
             auth.check_realm(auth.Challenge("bearer", {"realm": realm}), "h", plain_http=False)
-    assert auth.token_in(b'{"access_token":"t"}', "r") == "t"
+    assert auth.token_in(b'{"access_token":"t"}', "r") == auth.Token("t")
+    full = b'{"token":"t","expires_in":300,"refresh_token":"i"}'
+    assert auth.token_in(full, "r") == auth.Token("t", 300.0, "i")
+    for lifetime in (b"true", b"0", b"-1", b"null", b'"300"', b"NaN"):
+        assert auth.token_in(b'{"token":"t","expires_in":' + lifetime + b"}", "r") == auth.Token("t")
     for body in (b"", b"[]", b"{}", b'{"token":"a\\nb"}'):
         with pytest.raises(AccessDeniedError):
             auth.token_in(body, "r")

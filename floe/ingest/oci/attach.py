@@ -74,6 +74,7 @@ def attach(
     *,
     platform: str | Platform | None = None,
     plain_http: bool = False,
+    registry_config: Sequence[Path] = (),
     spool_dir: Path | None = None,  # noqa: ARG001 - nothing is spooled; callers treat all pushes alike
     progress: Progress | None = None,
 ) -> AttachResult:
@@ -87,8 +88,12 @@ def attach(
     paths = [places.check_path(path) for _, path in models]
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     with contextlib.ExitStack() as stack:
-        found = stack.enter_context(contextlib.closing(open_source(source, plain_http=plain_http)))
-        written = stack.enter_context(contextlib.closing(open_target(target, plain_http=plain_http)))
+        found = stack.enter_context(
+            contextlib.closing(open_source(source, plain_http=plain_http, registry_config=registry_config))
+        )
+        written = stack.enter_context(
+            contextlib.closing(open_target(target, plain_http=plain_http, registry_config=registry_config))
+        )
         placed = [_Placed(ref, path, *catalog.resolve_model(ref)) for (ref, _), path in zip(models, paths, strict=True)]
         image = resolve(found, wanted)
         return _Attaching(catalog, image, written, placed, progress).run()

@@ -1,40 +1,19 @@
-"""Credentials for registries: Docker's config file, and the challenges registries answer with.
+"""What registries and token servers answer when they want to know who asks. Pure.
 
-Sources: distribution's docs/spec/auth (token, oauth), RFC 7235, and the Docker CLI's config file.
+Sources: distribution's docs/spec/auth (token, oauth), RFC 7235.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import os
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from floe.ingest.oci.references import DOCKER_HUB
-from floe.store.errors import AccessDeniedError, BadInputError
+from floe.store.errors import AccessDeniedError
 
-_HUB_KEYS = ("index.docker.io", "registry-1.docker.io", DOCKER_HUB)
 _PARAMETER = re.compile(r'([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))', re.IGNORECASE)
-_TOKEN_USER = "<token>"  # noqa: S105 - what Docker's config says in place of a user name
-_CONFIG_MAX = 4 << 20  # bytes
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """A user name and password, or an identity (refresh) token. Never shown: repr leaves the secrets out."""
-
-    username: str = ""
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
-
-    def basic(self) -> str:
-        """The value of an Authorization header."""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -45,42 +24,13 @@ class Challenge:
     parameters: Mapping[str, str]
 
 
-def config_path(environ: Mapping[str, str] | None = None) -> Path:
-    """Docker's config file: `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`."""
-    values = os.environ if environ is None else environ
-    folder = values.get("DOCKER_CONFIG")
-    return Path(folder) / "config.json" if folder else Path(values.get("HOME") or "/root") / ".docker" / "config.json"
+@dataclass(frozen=True)
+class Token:
+    """`text` is the token, valid for `lifetime` seconds (None: not said); `identity`: a new identity token, or empty."""
 
-
-def load_credentials(host: str, path: Path | None = None) -> Credentials | None:
-    """What Docker's config file holds for `host`; None when there is nothing. BadInputError: it cannot be read."""
-    path = path or config_path()
-    try:
-        with path.open("rb") as file:
-            data = file.read(_CONFIG_MAX)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise BadInputError(f"Docker's config file {path} cannot be read: {error.strerror}") from error
-    try:
-        value = json.loads(data)
-        auths = value.get("auths") or {}
-        entries = {_host_of(key): entry for key, entry in auths.items() if isinstance(entry, dict)}
-    except (ValueError, AttributeError) as error:
-        raise BadInputError(f"Docker's config file {path} is not valid: {error}") from error
-    names = _HUB_KEYS if host == DOCKER_HUB else (host,)
-    entry = next((entries[name] for name in names if name in entries), None)
-    return None if entry is None else _credentials(entry, f"the entry for {host} in {path}")
-
-
-def helper_named(host: str, path: Path | None = None) -> str:
-    """The credential helper that Docker's config names for `host`, which Floe does not run; empty when none."""
-    try:
-        value = json.loads((path or config_path()).read_bytes())
-        helper = (value.get("credHelpers") or {}).get(host) or value.get("credsStore") or ""
-    except (OSError, ValueError, AttributeError):
-        return ""
-    return str(helper)
+    text: str = field(repr=False)
+    lifetime: float | None = None
+    identity: str = field(default="", repr=False)
 
 
 def parse_challenges(header: str) -> list[Challenge]:
@@ -98,53 +48,34 @@ def parse_challenges(header: str) -> list[Challenge]:
     return found
 
 
-def check_realm(challenge: Challenge, host: str, *, plain_http: bool) -> str:
+def check_realm(challenge: Challenge, name: str, *, plain_http: bool) -> str:
     """The address a bearer challenge sends us to; AccessDeniedError when it is none, or would take secrets off TLS."""
     realm = challenge.parameters.get("realm", "")
     if not realm.startswith(("https://", "http://")):
-        raise AccessDeniedError(f"registry {host} asks for a token from {realm!r}, which is no address")
+        raise AccessDeniedError(f"{name} asks for a token from {realm!r}, which is no address")
     if realm.startswith("http://") and not plain_http:
         raise AccessDeniedError(
-            f"registry {host} asks for a token from {realm} without TLS",
+            f"{name} asks for a token from {realm} without TLS",
             hint="use --plain-http if that is meant",
         )
     return realm
 
 
-def token_in(body: bytes, realm: str) -> str:
-    """The token in a token server's answer."""
+def token_in(body: bytes, realm: str) -> Token:
+    """The token in a token server's answer; AccessDeniedError when there is none."""
     try:
         value = json.loads(body)
-        token = value.get("token") or value.get("access_token")
+        text = value.get("token") or value.get("access_token")
+        lifetime, identity = value.get("expires_in"), value.get("refresh_token")
     except (ValueError, AttributeError):
-        token = None
-    if not isinstance(token, str) or not token.isprintable():
+        text = lifetime = identity = None
+    # HTTP allows no more in a header, and http.client no less than Latin-1.
+    if not isinstance(text, str) or not (text.isascii() and text.isprintable()):
         raise AccessDeniedError(f"token server {realm} answered without a token")
-    return token
+    known = isinstance(lifetime, (int, float)) and not isinstance(lifetime, bool) and 0 < lifetime < math.inf
+    return Token(text, float(lifetime) if known else None, identity if isinstance(identity, str) else "")
 
 
 def _masked(header: str) -> str:
     """`header` with quoted strings blanked, so that nothing inside of them looks like a scheme."""
     return re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: '"' + "_" * (len(m.group(0)) - 2) + '"', header)
-
-
-def _host_of(key: str) -> str:
-    return re.sub(r"^https?://", "", key).split("/", 1)[0]
-
-
-def _credentials(entry: Mapping[str, Any], what: str) -> Credentials | None:
-    username, password = str(entry.get("username") or ""), str(entry.get("password") or "")
-    identity = str(entry.get("identitytoken") or "")
-    auth = entry.get("auth")
-    if auth:
-        try:
-            decoded = base64.b64decode(str(auth), validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError) as error:
-            raise BadInputError(f"{what} has an 'auth' that is not base64", hint="run `docker login` again") from error
-        username, _, password = decoded.partition(":")
-        password = password.rstrip("\0")
-    if username == _TOKEN_USER:
-        identity, username, password = identity or password, "", ""
-    if not (username or identity):
-        return None
-    return Credentials(username, password, identity)

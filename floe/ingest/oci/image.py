@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -72,6 +72,7 @@ def index_image(
     *,
     platform: str | Platform | None = None,
     plain_http: bool = False,
+    registry_config: Sequence[Path] = (),
     spool_dir: Path,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -83,7 +84,7 @@ def index_image(
     """
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     try:
-        with contextlib.closing(open_source(ref, plain_http=plain_http)) as source:
+        with contextlib.closing(open_source(ref, plain_http=plain_http, registry_config=registry_config)) as source:
             return _Indexing(catalog, resolve(source, wanted), spool_dir, workers, progress).run()
     except (DamagedError, UnsupportedError) as error:
         # The store's own errors know better; what is left came out of the image.

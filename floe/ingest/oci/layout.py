@@ -10,34 +10,22 @@ import contextlib
 import fcntl
 import json
 import os
-import tarfile
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from floe.ingest.oci import media
+from floe.ingest.oci.archive import PIECE, SMALL, Archive, path_errors
 from floe.ingest.oci.media import Descriptor
 from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.references import LayoutRef
 from floe.ingest.oci.source import Source, verified
-from floe.store.errors import (
-    AccessDeniedError,
-    BadInputError,
-    DamagedError,
-    FloeError,
-    NoSpaceError,
-    NotFoundError,
-    UnsupportedError,
-)
+from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError
 
 TAG = "org.opencontainers.image.ref.name"
 _VERSION = {"imageLayoutVersion": "1.0.0"}
 _MARKER, _INDEX = "oci-layout", "index.json"
-_PIECE = 256 << 10  # bytes
-_MEMBERS_MAX = 100_000
-_SMALL = 4 << 20  # bytes of oci-layout and index.json
 
 
 class _Files(Protocol):
@@ -51,86 +39,24 @@ class _Folder:
         self._path = path
 
     def read(self, name: str) -> bytes | None:
-        with _errors(self._path):
+        with path_errors(self._path):
             try:
                 with (self._path / name).open("rb") as file:
-                    return file.read(_SMALL)
+                    return file.read(SMALL)
             except FileNotFoundError:
                 return None
 
     def open(self, name: str) -> Iterator[bytes] | None:
-        with _errors(self._path):
+        with path_errors(self._path):
             path = self._path / name
             return self._pieces(path) if path.is_file() else None
 
     def _pieces(self, path: Path) -> Iterator[bytes]:
-        with _errors(path), path.open("rb") as file:
-            while piece := file.read(_PIECE):
+        with path_errors(path), path.open("rb") as file:
+            while piece := file.read(PIECE):
                 yield piece
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class _Member:
-    offset: int
-    size: int
-
-
-class _Archive:
-    """Reads the tar's headers once; contents are read at their offsets."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._members: dict[str, _Member] = {}
-        with _errors(path):
-            self._file = path.open("rb")
-        try:
-            self._index()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _index(self) -> None:
-        if self._file.read(6)[:2] == b"\x1f\x8b":
-            raise UnsupportedError(f"{self._path} is compressed", hint="decompress it first, for example with gunzip")
-        self._file.seek(0)
-        try:
-            with tarfile.open(fileobj=self._file, mode="r:", errorlevel=0) as tar:
-                for member in tar:
-                    if member.isreg() and not member.issparse():
-                        name = member.name.removeprefix("./").rstrip("/")
-                        self._members[name] = _Member(member.offset_data, member.size)
-                    if len(self._members) > _MEMBERS_MAX:
-                        raise DamagedError(f"{self._path} has more than {_MEMBERS_MAX} members")
-        except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-            raise DamagedError(f"{self._path} is not a tar archive: {error}") from error
-        if _INDEX not in self._members and "manifest.json" in self._members:
-            raise UnsupportedError(
-                f"{self._path} is an archive of an older `docker save`, not an OCI archive",
-                hint=f"convert it: skopeo copy docker-archive:{self._path} oci-archive:FILE",
-            )
-
-    def read(self, name: str) -> bytes | None:
-        member = self._members.get(name)
-        return None if member is None else b"".join(self._pieces(_Member(member.offset, min(member.size, _SMALL))))
-
-    def open(self, name: str) -> Iterator[bytes] | None:
-        member = self._members.get(name)
-        return None if member is None else self._pieces(member)
-
-    def _pieces(self, member: _Member) -> Iterator[bytes]:
-        at, end = member.offset, member.offset + member.size
-        while at < end:
-            with _errors(self._path):
-                piece = os.pread(self._file.fileno(), min(_PIECE, end - at), at)
-            if not piece:
-                raise DamagedError(f"{self._path} is cut short: {end - at} bytes of a blob are missing")
-            at += len(piece)
-            yield piece
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class LayoutSource:
@@ -146,7 +72,7 @@ class LayoutSource:
         if path.is_dir() == ref.archive:
             other = "oci:" if ref.archive else "oci-archive:"
             raise BadInputError(f"{path} is no {kind}", hint=f"did you mean {other}{path}?")
-        self._files: _Files = _Archive(path) if ref.archive else _Folder(path)
+        self._files: _Files = _open_archive(path) if ref.archive else _Folder(path)
         try:
             self._check()
         except BaseException:
@@ -190,7 +116,7 @@ class LayoutSource:
         tag, digest = self.ref.tag, self.ref.digest
         if digest:
             listed = [m for m in manifests if m.digest == digest]
-            if listed or (found := self._files.open(_blob(digest))) is None:
+            if listed or (found := self._files.open(blob_name(digest))) is None:
                 return _only(listed[:1], f"manifest {digest}", self.ref.path, manifests)
             size = sum(map(len, found))
             return Descriptor("", digest, size)
@@ -213,7 +139,7 @@ class LayoutSource:
 
     def open_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """See Source.open_blob."""
-        pieces = self._files.open(_blob(descriptor.digest))
+        pieces = self._files.open(blob_name(descriptor.digest))
         if pieces is None:
             raise NotFoundError(f"{self.ref.path} does not hold blob {descriptor.digest}", hint="copy the image again")
         return verified(pieces, descriptor, self.name)
@@ -236,15 +162,15 @@ class LayoutTarget:
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """See Target.has_blob."""
-        path = self._path / _blob(descriptor.digest)
+        path = self._path / blob_name(descriptor.digest)
         return path.is_file() and path.stat().st_size == descriptor.size
 
     def mount_blob(self, descriptor: Descriptor, source: Source) -> bool:
         """See Target.mount_blob: links the file of another layout on the same disk."""
         if not isinstance(source, LayoutSource) or source.ref.archive:
             return False
-        origin, here = Path(source.ref.path) / _blob(descriptor.digest), self._path / _blob(descriptor.digest)
-        with _errors(self._path):
+        origin, here = Path(source.ref.path) / blob_name(descriptor.digest), self._path / blob_name(descriptor.digest)
+        with path_errors(self._path):
             here.parent.mkdir(parents=True, exist_ok=True)
         try:
             here.hardlink_to(origin)
@@ -254,14 +180,14 @@ class LayoutTarget:
 
     def push_blob(self, descriptor: Descriptor, pieces: Iterable[bytes]) -> None:
         """See Target.push_blob."""
-        self._write(_blob(descriptor.digest), verified(pieces, descriptor, self.name))
+        self._write(blob_name(descriptor.digest), verified(pieces, descriptor, self.name))
 
     def put_manifest(self, raw: bytes, media_type: str) -> None:
         """See Target.put_manifest: replaces the entry of the same tag."""
         entry: dict[str, Any] = {"mediaType": media_type, "digest": media.sha256_digest(raw), "size": len(raw)}
         if self.ref.tag is not None:
             entry["annotations"] = {TAG: self.ref.tag}
-        self._write(_blob(entry["digest"]), [raw])
+        self._write(blob_name(entry["digest"]), [raw])
         with self._locked():
             index = self._read_index()
             kept = [m for m in index["manifests"] if (m.get("annotations") or {}).get(TAG) != self.ref.tag]
@@ -285,7 +211,7 @@ class LayoutTarget:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Two writers of one folder take turns at its index."""
-        with _errors(self._path):
+        with path_errors(self._path):
             descriptor = os.open(self._path / "blobs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -296,7 +222,7 @@ class LayoutTarget:
     def _write(self, name: str, pieces: Iterable[bytes]) -> None:
         path = self._path / name
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        with _errors(self._path):
+        with path_errors(self._path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("xb") as file:
@@ -308,19 +234,19 @@ class LayoutTarget:
                 temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        raise AccessDeniedError(f"no permission for {error.filename or path}") from error
-    except OSError as error:
-        if error.errno == 28:
-            raise NoSpaceError(f"no space left at {path}") from error
-        raise FloeError(f"{error.filename or path}: {error.strerror}") from error
+def _open_archive(path: Path) -> Archive:
+    archive = Archive(path)
+    if _INDEX not in archive and "manifest.json" in archive:
+        archive.close()
+        raise UnsupportedError(
+            f"{path} is an archive of an older `docker save`, not an OCI archive",
+            hint=f"read it as docker-archive:{path}",
+        )
+    return archive
 
 
-def _blob(digest: str) -> str:
+def blob_name(digest: str) -> str:
+    """Where a layout keeps the blob `digest`."""
     return f"blobs/sha256/{digest.removeprefix('sha256:')}"
 
 

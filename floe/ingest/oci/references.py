@@ -1,7 +1,8 @@
 """What a user types to name an image. Pure: nothing is looked up here.
 
 A registry reference is read as Docker reads it (distribution/reference): `python:3.12` is
-`docker.io/library/python:3.12`. `oci:DIR[:TAG]` and `oci-archive:FILE[:TAG]` name images on disk.
+`docker.io/library/python:3.12`. `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]` and `docker-archive:FILE[:NAME:TAG]` name
+images on disk, as in containers-transports(5).
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from floe.store.ids import check_oci_digest
 
 DOCKER_HUB = "docker.io"
 _HUB_ALIASES = ("index.docker.io", "registry-1.docker.io")
-_LAYOUT, _ARCHIVE = "oci:", "oci-archive:"
+_LAYOUT, _ARCHIVE, _DOCKER = "oci:", "oci-archive:", "docker-archive:"
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _NAME_MAX = 255
-_FORMS = "use [HOST[:PORT]/]NAME[:TAG][@sha256:...], oci:DIR[:TAG] or oci-archive:FILE[:TAG]"
+_FORMS = (
+    "use [HOST[:PORT]/]NAME[:TAG][@sha256:...], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]"
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,20 @@ class LayoutRef:
         return f"{_ARCHIVE if self.archive else _LAYOUT}{os.path.abspath(self.path)}{end}"  # noqa: PTH100 - no I/O, unlike resolve
 
 
-ImageRef: TypeAlias = "RegistryRef | LayoutRef"
+@dataclass(frozen=True)
+class DockerArchiveRef:
+    """An image in a file of `docker save`: by its full name, or by its `number` (from 0) in the file, or the only one."""
+
+    path: str
+    image: RegistryRef | None = None
+    number: int | None = None
+
+    def __str__(self) -> str:
+        end = f":{self.image}" if self.image else f":@{self.number}" if self.number is not None else ""
+        return f"{_DOCKER}{os.path.abspath(self.path)}{end}"  # noqa: PTH100 - no I/O, unlike resolve
+
+
+ImageRef: TypeAlias = "RegistryRef | LayoutRef | DockerArchiveRef"
 
 
 def parse_image_ref(text: str) -> ImageRef:
@@ -67,6 +83,8 @@ def parse_image_ref(text: str) -> ImageRef:
         return _layout(text, text[len(_ARCHIVE) :], archive=True)
     if text.startswith(_LAYOUT):
         return _layout(text, text[len(_LAYOUT) :], archive=False)
+    if text.startswith(_DOCKER):
+        return _docker_archive(text, text[len(_DOCKER) :])
     if "://" in text:
         raise BadInputError(f"image {text!r} has a scheme", hint=_FORMS)
     return parse_registry_ref(text)
@@ -117,3 +135,17 @@ def _layout(text: str, rest: str, *, archive: bool) -> LayoutRef:
     if ref.tag is not None and (not ref.tag or len(ref.tag) > _NAME_MAX):
         raise BadInputError(f"tag {ref.tag!r} in image {text!r} is not valid", hint=_FORMS)
     return ref
+
+
+def _docker_archive(text: str, rest: str) -> DockerArchiveRef:
+    path, colon, image = rest.partition(":")
+    if not path or "\0" in path:
+        raise BadInputError(f"image {text!r} names no path", hint=_FORMS)
+    if not colon:
+        return DockerArchiveRef(path)
+    if image.startswith("@") and image[1:].isascii() and image[1:].isdigit():
+        return DockerArchiveRef(path, number=int(image[1:]))
+    found = parse_registry_ref(image)
+    if found.digest:
+        raise BadInputError(f"image {text!r} has a digest, by which such a file names nothing", hint=_FORMS)
+    return DockerArchiveRef(path, found)

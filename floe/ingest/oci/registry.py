@@ -10,124 +10,193 @@ import contextlib
 import functools
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
 import requests
 import urllib3
 
-from floe.ingest.oci import auth, media
+from floe.ingest.oci import hosts, media
+from floe.ingest.oci.credentialsource import CredentialSource
 from floe.ingest.oci.media import Descriptor
 from floe.ingest.oci.references import RegistryRef
 from floe.ingest.oci.source import Source, verified
-from floe.ingest.oci.transport import Transport
-from floe.store.errors import DamagedError, FloeError, NotFoundError, UnavailableError
+from floe.ingest.oci.transport import ATTEMPTS, Transport
+from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError, UnavailableError
 
 _PIECE = 256 << 10  # bytes
 _BROKEN_MAX = 5  # breaks of a download in a row without a byte in between
+_SHORT_MAX = 2  # answers in a row that ended in good order without a byte
+_MIRROR_BROKEN_MAX = 2  # after so many the next server is asked
 _BACKOFF = 0.2  # seconds
 _UPLOAD_CHUNK = 32 << 20  # bytes sent by one PATCH
+T = TypeVar("T")
 
 
 class Registry:
-    """The image `ref` in its registry, to read and to write. Thread-safe."""
+    """The image `ref` in its registry, to read and to write. Thread-safe.
 
-    def __init__(
-        self, ref: RegistryRef, *, plain_http: bool = False, credentials: auth.Credentials | None = None
-    ) -> None:
+    It is read from the servers that the hosts.toml files below `registry_config` name, in their order, each for what
+    it is said to be able to do. `plain_http`: the registry itself is spoken to without TLS. BadInputError: such a file,
+    or a certificate that it names, cannot be used.
+    """
+
+    def __init__(self, ref: RegistryRef, *, plain_http: bool = False, registry_config: Sequence[Path] = ()) -> None:
         self.ref = ref
         self.name = str(ref)
-        self._transport = Transport(
-            ref.host, plain_http=plain_http, credentials=credentials or auth.load_credentials(ref.host)
-        )
+        endpoints = hosts.find_endpoints(ref.host, registry_config, plain_http=plain_http)
+        sources = {endpoint.host: CredentialSource(endpoint.host) for endpoint in endpoints}
+        self._transports = [
+            Transport(endpoint, sources[endpoint.host], plain_http=plain_http and not endpoint.mirror)
+            for endpoint in endpoints
+        ]
+        self._left_out: set[Transport] = set()  # mirrors that failed; a set's methods are atomic
         self._pull = (f"repository:{ref.repository}:pull",)
         self._push = (f"repository:{ref.repository}:pull,push",)
 
     def close(self) -> None:
         """See Source.close."""
-        self._transport.close()
+        for transport in self._transports:
+            transport.close()
+
+    def _able(self, *capabilities: str) -> list[Transport]:
+        """The servers that may be asked; never empty."""
+        able = [t for t in self._transports if t.endpoint.capabilities.issuperset(capabilities)]
+        if not able:
+            raise BadInputError(
+                f"no server for {self.name} may {' and '.join(capabilities)}",
+                hint="see 'capabilities' in the hosts.toml that registry_config leads to",
+            )
+        return [t for t in able if t not in self._left_out] or able[-1:]
+
+    def _first(self, transports: list[Transport], ask: Callable[[Transport, int], T]) -> T:
+        """What `ask(server, attempts)` gives for the first of the servers that does not fail."""
+        failures: list[FloeError] = []
+        for transport in transports:
+            last = transport is transports[-1]
+            try:
+                return ask(transport, ATTEMPTS if last else 1)
+            except FloeError as failure:
+                if isinstance(failure, UnavailableError) and not last:
+                    self._left_out.add(transport)
+                failures.append(failure)
+        *before, final = failures
+        if before:
+            text = "; ".join(map(str, before))
+            raise type(final)(f"{final} (tried before: {text})", hint=final.hint) from final
+        raise final
+
+    def _url(self, transport: Transport, path: str) -> str:
+        """`path` of the repository, relative to the API's root; a mirror is told whose repository is meant."""
+        query = "?" + urlencode({"ns": self.ref.host}) if transport.endpoint.mirror else ""
+        return f"{self.ref.repository}/{path}{query}"
 
     # Reading
 
     def manifest(self, descriptor: Descriptor | None = None) -> tuple[bytes, str]:
         """See Source.manifest."""
         reference = descriptor.digest if descriptor else self.ref.reference
-        expected = descriptor.digest if descriptor else self.ref.digest
+        digest = descriptor.digest if descriptor else self.ref.digest
+        able = self._able(hosts.PULL) if digest else self._able(hosts.PULL, hosts.RESOLVE)
+        return self._first(able, lambda server, attempts: self._manifest(server, reference, digest, attempts))
+
+    def _manifest(self, server: Transport, reference: str, expected: str | None, attempts: int) -> tuple[bytes, str]:
         what = f"manifest {reference} of {self.name}"
-        with self._transport.request(
+        with server.request(
             "GET",
-            f"{self.ref.repository}/manifests/{reference}",
+            self._url(server, f"manifests/{reference}"),
             scopes=self._pull,
             headers={"Accept": media.ACCEPT},
             what=f"cannot read image {self.name}",
+            attempts=attempts,
         ) as response:
-            raw = self._whole(response, media.MAX_MANIFEST, what)
+            raw = self._whole(server, response, media.MAX_MANIFEST, what)
             kind = response.headers.get("Content-Type", "")
             said = response.headers.get("Docker-Content-Digest", "")
         found = media.sha256_digest(raw)
         for digest in (expected, said if said.startswith("sha256:") else None):
             if digest is not None and digest != found:
-                raise DamagedError(f"{what} does not match its digest {digest}: its content is {found}")
+                raise DamagedError(
+                    f"{what}, from {server.name}, does not match its digest {digest}: its content is {found}"
+                )
         return raw, kind
 
     def open_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """See Source.open_blob."""
-        return verified(self._download(descriptor), descriptor, self.name)
+        mirrors: list[Transport] = []
+        try:
+            yield from verified(self._download(descriptor, mirrors), descriptor, self.name)
+        except DamagedError as error:
+            if not mirrors:
+                raise
+            names = ", ".join(dict.fromkeys(mirror.name for mirror in mirrors))
+            raise DamagedError(f"{error} (from {names})", hint="repair the mirror, or take it out") from error
 
-    def _download(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """The blob's bytes, over as many requests as it takes."""
+    def _download(self, descriptor: Descriptor, mirrors: list[Transport]) -> Iterator[bytes]:
+        """The blob's bytes, over as many requests, and from as many servers, as it takes."""
         at = broken = 0
         while True:
+            able = self._able(hosts.PULL)
+            at_first = at
+            server, response = self._first(able, functools.partial(self._open, descriptor, at))
+            if server.endpoint.mirror:
+                mirrors.append(server)
+            failure: Exception | None = None
             try:
-                for piece in self._download_from(descriptor, at):
-                    at += len(piece)
-                    broken = 0
-                    yield piece
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as failure:
-                broken += 1
-                if broken >= _BROKEN_MAX:
-                    raise self._transport.unreachable(failure, f"blob {descriptor.digest} of {self.name}") from failure
+                with response:
+                    for piece in _pieces(response, at):
+                        at += len(piece)
+                        yield piece
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                failure = error
+            if at >= descriptor.size:
+                return
+            broken = 1 if at > at_first else broken + 1
+            if broken >= _MIRROR_BROKEN_MAX and server is not able[-1]:
+                self._left_out.add(server)
+                broken = 0
+            elif failure is None and broken >= _SHORT_MAX:
+                return  # the server has no more of it: too short, as will be said
+            elif failure is not None and broken >= _BROKEN_MAX:
+                raise server.unreachable(failure, f"blob {descriptor.digest} of {self.name}") from failure
+            else:
                 time.sleep(_BACKOFF * 2**broken * random.uniform(0.5, 1.0))
-                continue
-            return
 
-    def _download_from(self, descriptor: Descriptor, at: int) -> Iterator[bytes]:
-        if at and at >= descriptor.size:
-            return
+    def _open(
+        self, descriptor: Descriptor, at: int, server: Transport, attempts: int
+    ) -> tuple[Transport, requests.Response]:
+        """An answer that holds the blob from byte `at` on, or whole."""
         headers = {"Accept-Encoding": "identity"}
         if at:
             headers["Range"] = f"bytes={at}-"
-        with self._transport.request(
+        response = server.request(
             "GET",
-            f"{self.ref.repository}/blobs/{descriptor.digest}",
+            self._url(server, f"blobs/{descriptor.digest}"),
             scopes=self._pull,
             headers=headers,
             what=f"cannot read blob {descriptor.digest} of {self.name}",
-        ) as response:
-            skip = at
-            if response.status_code == 206:
-                start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-                if start != str(at):
-                    raise DamagedError(f"registry {self.ref.host} answered another range than bytes {at} and on")
-                skip = 0
-            while True:
-                piece = response.raw.read(_PIECE, decode_content=False)
-                if not piece:
-                    return
-                if skip:
-                    passed = min(skip, len(piece))
-                    skip -= passed
-                    piece = piece[passed:]
-                if piece:
-                    yield piece
+            accept=(416,) if at else (),  # there is nothing from that byte on
+            attempts=attempts,
+        )
+        start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+        if response.status_code == 206 and start != str(at):
+            response.close()
+            raise DamagedError(f"{server.name} answered another range than bytes {at} and on")
+        return server, response
 
     # Writing
 
+    def _writer(self) -> Transport:
+        return self._able(hosts.PUSH)[0]
+
     def has_blob(self, descriptor: Descriptor) -> bool:
         """See Target.has_blob."""
-        with self._transport.request(
+        server = self._writer()
+        with server.request(
             "HEAD",
-            f"{self.ref.repository}/blobs/{descriptor.digest}",
+            self._url(server, f"blobs/{descriptor.digest}"),
             scopes=self._push,
             what=f"cannot look for blob {descriptor.digest} of {self.name}",
             accept=(404,),
@@ -140,7 +209,7 @@ class Registry:
             return False
         query = urlencode({"mount": descriptor.digest, "from": source.ref.repository})
         try:
-            with self._transport.request(
+            with self._writer().request(
                 "POST",
                 f"{self.ref.repository}/blobs/uploads/?{query}",
                 scopes=(*self._push, f"repository:{source.ref.repository}:pull"),
@@ -154,13 +223,13 @@ class Registry:
             return False
         # The registry began an ordinary upload instead; it is not used.
         with contextlib.suppress(FloeError):  # an upload nobody goes on with expires by itself
-            self._transport.request("DELETE", location, scopes=self._push, what="", accept=range(300, 600)).close()
+            self._writer().request("DELETE", location, scopes=self._push, what="", accept=range(300, 600)).close()
         return False
 
     def push_blob(self, descriptor: Descriptor, pieces: Iterable[bytes]) -> None:
         """See Target.push_blob. Sent in parts; a part that fails is not sent again."""
         what = f"cannot write blob {descriptor.digest} to {self.name}"
-        with self._transport.request(
+        with self._writer().request(
             "POST",
             f"{self.ref.repository}/blobs/uploads/",
             scopes=self._push,
@@ -175,7 +244,7 @@ class Registry:
                 "Content-Range": f"{at}-{at + len(part) - 1}",
                 "Content-Length": str(len(part)),
             }
-            with self._transport.request(
+            with self._writer().request(
                 "PATCH",
                 location,
                 scopes=self._push,
@@ -186,7 +255,7 @@ class Registry:
             ) as response:
                 location = self._location(response)
             at += len(part)
-        with self._transport.request(
+        with self._writer().request(
             "PUT",
             _with_query(location, {"digest": descriptor.digest}),
             scopes=self._push,
@@ -197,7 +266,7 @@ class Registry:
 
     def put_manifest(self, raw: bytes, media_type: str) -> None:
         """See Target.put_manifest."""
-        with self._transport.request(
+        with self._writer().request(
             "PUT",
             f"{self.ref.repository}/manifests/{self.ref.reference}",
             scopes=self._push,
@@ -213,14 +282,26 @@ class Registry:
             raise UnavailableError(f"registry {self.ref.host} accepts an upload without saying where")
         return urljoin(response.url, location)
 
-    def _whole(self, response: requests.Response, limit: int, what: str) -> bytes:
+    def _whole(self, server: Transport, response: requests.Response, limit: int, what: str) -> bytes:
         try:
             raw = response.raw.read(limit + 1, decode_content=True)
         except (urllib3.exceptions.HTTPError, OSError) as failure:
-            raise self._transport.unreachable(failure, f"cannot read {what}") from failure
+            raise server.unreachable(failure, f"cannot read {what}") from failure
         if len(raw) > limit:
             raise DamagedError(f"{what} is larger than {limit} bytes")
         return bytes(raw)
+
+
+def _pieces(response: requests.Response, at: int) -> Iterator[bytes]:
+    """What follows byte `at` of a blob, out of an answer that begins there (206) or at its beginning."""
+    if response.status_code == 416:
+        return
+    skip = 0 if response.status_code == 206 else at
+    while piece := response.raw.read(_PIECE, decode_content=False):
+        passed = min(skip, len(piece))
+        skip -= passed
+        if passed < len(piece):
+            yield piece[passed:]
 
 
 def _parts(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
