@@ -21,6 +21,7 @@ ERRNO: dict[type[errors.FloeError], int] = {
     errors.UnavailableError: errno.EIO,
     errors.ThrottledError: errno.EIO,
     errors.DeadlineError: errno.ETIMEDOUT,
+    errors.DiskError: errno.EIO,
     errors.CancelledError: errno.EINTR,
     errors.TransitDamageError: errno.EIO,
     errors.DamagedError: errno.EIO,

@@ -72,7 +72,7 @@ if [ "$profile" = test ] && [ ! -x "$newer/bin/containerd" ]; then
   if [ -n "$newer" ]; then
     say "unpacking a containerd 2.1 into .tools/containerd-2.1"
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' |
-      grep -v -e security -e backports | head -n 1)
+      { grep -v -e security -e backports || true; } | head -n 1) # no match is no reason to end without a word
     [ -n "$mirror" ] || die "no Debian mirror in /etc/apt" "add one, then run it again"
     lists=$tools/newer-suite
     mkdir -p "$lists/lists/partial" "$lists/cache/archives/partial"

@@ -29,7 +29,7 @@ class Breaker:
             return PROBING if self._probing else OPEN
 
     def allow(self) -> bool:
-        """Whether to try now. Who was allowed says `succeeded` or `failed` afterwards."""
+        """Whether to try now. Who was allowed says `succeeded`, `failed` or `undecided` afterwards."""
         with self._lock:
             if self._opened is None:
                 return True
@@ -48,6 +48,11 @@ class Breaker:
         """The store did not answer, or not in time."""
         with self._lock:
             self._opened = self._clock()
+            self._probing = False
+
+    def undecided(self) -> None:
+        """What was tried failed for a reason of this node's: the next caller may try."""
+        with self._lock:
             self._probing = False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from contextlib import ExitStack
 
 from floe.snapshotter.config import SnapshotterConfig
 from floe.snapshotter.lazylayers import LazyLayers
-from floe.snapshotter.metastore import Snapshot
+from floe.snapshotter.schema import Snapshot
 from floe.snapshotter.service import Server
 from floe.snapshotter.snapshotter import Snapshotter
 from floe.snapshotter.statussocket import StatusSocket
@@ -27,35 +28,38 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
 def serve(config: SnapshotterConfig) -> int:
     """Run in the foreground until SIGTERM or SIGINT; 0 then.
 
-    BusyError when another snapshotter owns the root directory, PreconditionError when this process runs from a Floe
-    mount, and whatever keeps the root directory or the sockets from being used.
+    BusyError when another snapshotter owns the root or the run directory, PreconditionError when this process runs from
+    a Floe mount, and whatever keeps the directories or the sockets from being used.
     """
     config.check()
     refuse_own_mount(config.run_dir)
-    with own_directory(config.root, "snapshotter"):
+    with own_directory(config.root, "snapshotter"), own_directory(config.run_dir, "snapshotter"):
         for problem in harden():
             log.warning("%s", problem)
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        run(config, open_layers(config), stop)
+        run(config, open_layers(config), _stop_signal())
     return 0
 
 
 def run(config: SnapshotterConfig, layers: LazyLayers, stop: threading.Event) -> None:
-    """Serve with these layers until `stop` is set. Mounts come first: who can dial finds every tree in its place."""
+    """Serve with these layers until `stop` is set. Mounts come first: who can dial finds every tree in its place.
+
+    Returns when no thread works on the root directory any more: another process may own it then.
+    """
     with ExitStack() as stack:
         snapshotter = Snapshotter(config, layers)
         stack.callback(snapshotter.close)
         failed = snapshotter.start()
-        stack.callback(StatusSocket(config.run_dir, snapshotter.metrics).close)
         if config.metrics_address is not None:
             stack.callback(MetricsServer(config.metrics_address, lambda: _exposition(snapshotter)).close)
         server = Server(config.address, snapshotter)
         server.start()
-        stack.callback(server.stop)
         aside = threading.Thread(target=_in_background, args=(snapshotter, failed, stop), name="tidy", daemon=True)
         aside.start()
+        stack.callback(aside.join)
+        stack.callback(server.stop)
+        stack.callback(stop.set)
+        stack.callback(snapshotter.wind_down)
+        stack.callback(StatusSocket(config.run_dir, snapshotter.metrics).close)
         log.info("serving snapshots at %s, root %s", config.address, config.root)
         sd_notify("READY=1")
         stop.wait()
@@ -63,16 +67,40 @@ def run(config: SnapshotterConfig, layers: LazyLayers, stop: threading.Event) ->
         log.info("stopping; mounts stay as they are")
 
 
+def _stop_signal() -> threading.Event:
+    """An event that SIGTERM and SIGINT set.
+
+    A thread reads of them from a pipe. Handlers of Python's would run in the main thread, and only when it comes back
+    from the event it waits for: a signal that arrives just before, or at another thread, was missed until the next one
+    (seen); one that arrives while the main thread holds the event's lock would wait for it for ever.
+    """
+    stop = threading.Event()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def tell() -> None:
+        os.read(reader, 1)
+        stop.set()
+
+    threading.Thread(target=tell, name="signals", daemon=True).start()
+    return stop
+
+
 def _in_background(snapshotter: Snapshotter, failed: list[Snapshot], stop: threading.Event) -> None:
     try:
         snapshotter.tidy()
-        pause = _FIRST_PAUSE
-        while failed and not stop.wait(pause):
-            failed = snapshotter.remount(failed)
-            pause = min(2 * pause, _LONGEST_PAUSE)
     except Exception:
-        if not stop.is_set():
-            log.exception("work in the background failed")
+        log.exception("what the last run left cannot be cleaned up")
+    pause = _FIRST_PAUSE
+    while failed and not stop.wait(pause):
+        try:
+            failed = snapshotter.remount(failed)
+        except Exception:
+            log.exception("trees cannot be mounted again")
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _exposition(snapshotter: Snapshotter) -> Iterable[Metric]:

@@ -8,14 +8,24 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from floe.snapshotter.lazylayers import Usage
 from floe.snapshotter.mounts import Places
+from floe.snapshotter.removal import remove_tree
 from floe.store import mounttable
-from floe.store.errors import BusyError, DamagedError, FloeError, NoSpaceError, UnavailableError, UnsupportedError
+from floe.store.errors import (
+    BusyError,
+    CancelledError,
+    DamagedError,
+    FloeError,
+    NoSpaceError,
+    UnavailableError,
+    UnsupportedError,
+)
 from floe.store.stub import MARKER, MARKER_MAX, Marker
 
 log = logging.getLogger(__name__)
@@ -29,10 +39,14 @@ _BLOCK = 512
 
 
 class Directories:
-    """The directories under `<root>/s`. Stateless: what belongs there is the metastore's to say."""
+    """The directories under `<root>/s`. Stateless: what belongs there is the metastore's to say.
 
-    def __init__(self, places: Places) -> None:
+    Once `stop` is set whatever takes long ends with a CancelledError.
+    """
+
+    def __init__(self, places: Places, stop: threading.Event) -> None:
         self.places = places
+        self._stop = stop
         with translated(f"root directory {places.root}"):
             places.root.mkdir(parents=True, exist_ok=True)
             # Layers hold setuid programs of every age: nobody but root reaches them here.
@@ -73,14 +87,19 @@ class Directories:
             return found.st_uid, found.st_gid
 
     def remove(self, directory: Path) -> None:
-        """Delete a directory and all in it; BusyError while something is mounted below it, gone is fine."""
+        """Delete a directory and all in it; BusyError while something is mounted below it, gone is fine.
+
+        CancelledError when this process is told to stop: the rest is deleted another time.
+        """
         with translated(f"directory {directory}"):
             for path in mounted_below(directory):
                 raise BusyError(f"{path} is still mounted", hint=f"umount {path}, if no container uses it")
-            try:
-                shutil.rmtree(directory)
-            except FileNotFoundError:
-                return
+            remove_tree(directory, self.check)
+
+    def check(self) -> None:
+        """CancelledError when this process is told to stop."""
+        if self._stop.is_set():
+            raise CancelledError("the snapshotter is stopping", hint="try again when it is back")
 
     def strays(self, known: Iterable[int]) -> list[Path]:
         """Directories that belong to none of the ids `known`: half-made, or left by a crash."""
@@ -116,6 +135,7 @@ class Directories:
                     continue
                 with entries:
                     for entry in entries:
+                        self.check()
                         try:
                             found = entry.stat(follow_symlinks=False)
                         except FileNotFoundError:

@@ -1,7 +1,8 @@
-"""The seam between the snapshotter's rules and the rest of Floe: what a lazy layer needs, in ten verbs."""
+"""The seam between the snapshotter's rules and the rest of Floe: what a lazy layer needs, in a dozen verbs."""
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +51,18 @@ class LazyLayers(Protocol):
         """Whether the tree is mounted and answers."""
         ...
 
-    def usage(self, tree: str) -> Usage:
-        """What the node cache holds of the tree and its packs."""
+    def usage(self, tree: str, without: AbstractSet[str] = frozenset()) -> Usage:
+        """What the node cache holds of the tree and its packs, but for the packs `without`."""
+        ...
+
+    def packs(self, tree: str) -> frozenset[str] | None:
+        """The ids of the tree's packs, which never change; None when the tree is not in the node cache."""
+        ...
+
+    def uses(self) -> list[tuple[str, str]]:
+        """All uses since this boot: (tree, owner)."""
+        ...
+
+    def sweep(self) -> None:
+        """Clear up what nobody owns: mounts that a release had to leave, pins of before a reboot."""
         ...

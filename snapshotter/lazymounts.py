@@ -1,7 +1,8 @@
 """Keeps the trees of lazy snapshots and stub layers mounted where the overlay mounts expect them.
 
 Concurrency: `_present` says which snapshots' binds are in place; one lock per snapshot orders the work on it, and
-nothing here is called with the metastore's lock held.
+nothing here is called with the metastore's lock held. Whoever puts a tree in its place asks under that lock whether the
+snapshot still lives, and Cleanup takes it away under the same lock: so nothing comes back that was given back.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from pathlib import Path
 
 from floe.snapshotter.directories import Directories
 from floe.snapshotter.lazylayers import LazyLayers
-from floe.snapshotter.metastore import Snapshot
-from floe.snapshotter.resolver import Missed
+from floe.snapshotter.resolver import Resolver
+from floe.snapshotter.schema import Snapshot
+from floe.snapshotter.turns import Turns
 from floe.store import mounttable
-from floe.store.errors import DeadlineError, FloeError, UnavailableError
+from floe.store.errors import DeadlineError, FloeError, NotFoundError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,11 @@ log = logging.getLogger(__name__)
 HEALTH_LIFETIME = 2.0
 # Seconds that mounting again may hold up the start: enough for thousands of trees, unless something hangs.
 START_TIME = 60.0
+# Seconds that one request may spend on mounting what has been fetched: enough for a hundred trees. What it got done
+# stays for the next request.
+MOUNT_TIME = 10.0
+# How the mounter knows a snapshot's use of a tree: by its id, which is never used twice.
+OWNER_PREFIX = "snapshot-"
 
 
 def tree_of(snapshot: Snapshot) -> str | None:
@@ -34,21 +41,29 @@ def tree_of(snapshot: Snapshot) -> str | None:
 
 
 class LazyMounts:
-    """Binds of trees, one for each lazy snapshot and each stub layer."""
+    """Binds of trees, one for each lazy snapshot and each stub layer.
+
+    `lives(id)` says whether containerd knows that snapshot, `timeout` is for all fetches of one `ensure`, in seconds.
+    """
 
     def __init__(
         self,
         layers: LazyLayers,
         directories: Directories,
-        fetch: Callable[[str], Missed | None],
+        resolver: Resolver,
+        *,
+        lives: Callable[[int], bool],
+        timeout: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layers = layers
         self._directories = directories
-        self._fetch = fetch
+        self._resolver = resolver
+        self._lives = lives
+        self._timeout = timeout
         self._clock = clock
         self._lock = threading.Lock()
-        self._working: dict[int, tuple[threading.Lock, int]] = {}
+        self._turns: Turns[int] = Turns("snapshot")
         self._present: dict[int, float] = {}
         self.remount_failures = 0
 
@@ -69,7 +84,7 @@ class LazyMounts:
         """
         tree = tree_of(snapshot)
         if tree is not None:
-            with self._at_work(snapshot.id):
+            with self._turns.take(snapshot.id):
                 self._put(snapshot, tree)
 
     def detach(self, snapshot: Snapshot) -> None:
@@ -77,21 +92,39 @@ class LazyMounts:
         tree = tree_of(snapshot)
         if tree is None:
             return
-        with self._at_work(snapshot.id):
+        with self._turns.take(snapshot.id):
             with self._lock:
                 self._present.pop(snapshot.id, None)
             self._layers.unbind(self.target(snapshot))
             self._layers.release(tree, owner(snapshot))
 
+    def ready(self, chain: Iterable[Snapshot]) -> bool:
+        """Whether `ensure` would have nothing to do, nor to ask."""
+        return all(tree_of(snapshot) is None or self._fresh(snapshot.id) for snapshot in chain)
+
     def ensure(self, chain: Iterable[Snapshot]) -> None:
-        """Have every tree of `chain` in place, fetching it if need be; UnavailableError says which cannot be had."""
-        for snapshot in chain:
-            tree = tree_of(snapshot)
-            if tree is None or self._fresh(snapshot.id):
-                continue
-            with self._at_work(snapshot.id):
-                if not self._fresh(snapshot.id):
-                    self._ensure_one(snapshot, tree)
+        """Have every tree of `chain` in place, fetching what is not here, all side by side in `timeout` seconds.
+
+        UnavailableError says which cannot be had; NotFoundError when a snapshot of them was removed meanwhile.
+        """
+        wanted = [
+            (snapshot, tree) for snapshot in chain if (tree := tree_of(snapshot)) and not self._fresh(snapshot.id)
+        ]
+        if not wanted:
+            return
+        until = self._clock() + self._timeout
+        mounted = _mount_points()
+        missing = [(snapshot, tree) for snapshot, tree in wanted if not self._settled(snapshot, tree, mounted, until)]
+        if not missing:
+            return
+        missed = self._resolver.fetch_all((tree for _, tree in missing), max(0.001, until - self._clock()))
+        until = self._clock() + MOUNT_TIME
+        for snapshot, tree in missing:
+            if tree in missed:
+                error = missed[tree].error
+                raise _unavailable(snapshot, tree, str(missed[tree]), error.hint if error else "")
+            if not self._put_living(snapshot, tree, until):
+                raise NotFoundError(f"snapshot {snapshot.name!r} was removed meanwhile")
 
     def remount(self, snapshots: Iterable[Snapshot]) -> list[Snapshot]:
         """At start: put every tree back in its place from the node cache, without the network; those that failed.
@@ -99,7 +132,8 @@ class LazyMounts:
         What is still mounted, since only this process was restarted, is left as it is: so is what is silent, which
         `ensure` asks again. containerd waits for this: what is not done after START_TIME counts as failed.
         """
-        failed = []
+        failed: list[Snapshot] = []
+        given_up: list[Snapshot] = []
         silent = False
         until = self._clock() + START_TIME
         mounted = _mount_points()
@@ -108,10 +142,10 @@ class LazyMounts:
             if tree is None:
                 continue
             if self._clock() > until:
-                failed.append(snapshot)
+                given_up.append(snapshot)
                 continue
             try:
-                with self._at_work(snapshot.id):
+                with self._turns.take(snapshot.id):
                     if silent and self._is_mounted(snapshot, mounted):
                         continue
                     if self._in_place(snapshot, tree, mounted):
@@ -134,22 +168,33 @@ class LazyMounts:
                 failed.append(snapshot)
                 self.remount_failures += 1
                 log.warning("snapshot %r cannot be mounted again now: %s", snapshot.name, problem)
-        return failed
+        if given_up:
+            self.remount_failures += len(given_up)
+            log.warning(
+                "%d snapshots, %r the first, were not mounted again within %g s: they follow while others are served",
+                len(given_up),
+                given_up[0].name,
+                START_TIME,
+            )
+        return failed + given_up
 
-    def _ensure_one(self, snapshot: Snapshot, tree: str) -> None:
-        try:
-            if self._in_place(snapshot, tree, _mount_points()):
+    def _settled(self, snapshot: Snapshot, tree: str, mounted: set[str], until: float) -> bool:
+        """Whether the tree is in its place and answers."""
+        with _told(snapshot, tree), self._turns.take(snapshot.id, until - self._clock()):
+            if not self._fresh(snapshot.id):
+                if not self._in_place(snapshot, tree, mounted):
+                    return False
                 self._seen(snapshot.id)
-                return
-            missed = self._fetch(tree)
-            if missed is None:
+            return True
+
+    def _put_living(self, snapshot: Snapshot, tree: str, until: float) -> bool:
+        """Mount and bind, unless somebody did; False when the snapshot is no more."""
+        with _told(snapshot, tree), self._turns.take(snapshot.id, until - self._clock()):
+            if not self._lives(snapshot.id):
+                return False
+            if not self._fresh(snapshot.id):
                 self._put(snapshot, tree)
-                return
-            problem, hint = str(missed), missed.error.hint if missed.error else ""
-        except FloeError as error:
-            problem, hint = str(error), error.hint
-        what = f"model tree {tree}" if snapshot.model else f"tree {tree} of layer {snapshot.chain}"
-        raise UnavailableError(f"{what} (snapshot {snapshot.name!r}) cannot be mounted: {problem}", hint=hint)
+            return True
 
     def _put(self, snapshot: Snapshot, tree: str) -> None:
         """Mount and bind; a dead mount or bind is replaced."""
@@ -176,23 +221,6 @@ class LazyMounts:
         with self._lock:
             self._present[snapshot_id] = self._clock()
 
-    @contextmanager
-    def _at_work(self, snapshot_id: int) -> Iterator[None]:
-        """One at a time for each snapshot; the lock lives as long as somebody wants it."""
-        with self._lock:
-            lock, users = self._working.get(snapshot_id, (threading.Lock(), 0))
-            self._working[snapshot_id] = (lock, users + 1)
-        try:
-            with lock:
-                yield
-        finally:
-            with self._lock:
-                lock, users = self._working[snapshot_id]
-                if users == 1:
-                    del self._working[snapshot_id]
-                else:
-                    self._working[snapshot_id] = (lock, users - 1)
-
 
 def _mount_points() -> set[str]:
     return {mount.target for mount in mounttable.mounts()}
@@ -200,4 +228,18 @@ def _mount_points() -> set[str]:
 
 def owner(snapshot: Snapshot) -> str:
     """How the mounter knows this use of a tree; durable, since ids are never used twice."""
-    return f"snapshot-{snapshot.id}"
+    return f"{OWNER_PREFIX}{snapshot.id}"
+
+
+def _unavailable(snapshot: Snapshot, tree: str, problem: str, hint: str) -> UnavailableError:
+    what = f"model tree {tree}" if snapshot.model else f"tree {tree} of layer {snapshot.chain}"
+    return UnavailableError(f"{what} (snapshot {snapshot.name!r}) cannot be mounted: {problem}", hint=hint)
+
+
+@contextmanager
+def _told(snapshot: Snapshot, tree: str) -> Iterator[None]:
+    """Whatever goes wrong with a tree makes its snapshot unavailable."""
+    try:
+        yield
+    except FloeError as error:
+        raise _unavailable(snapshot, tree, str(error), error.hint) from error

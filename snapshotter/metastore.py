@@ -7,17 +7,24 @@ mounted, fetched or measured. WAL with synchronous=FULL: what was answered to co
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
+from floe.snapshotter.mounts import is_remap
+from floe.snapshotter.schema import (
+    COLUMNS,
+    MIGRATIONS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Kind,
+    Snapshot,
+    dump_labels,
+    snapshot_of,
+)
 from floe.store.errors import (
     AlreadyExistsError,
     BadInputError,
@@ -30,79 +37,10 @@ from floe.store.errors import (
     UnsupportedError,
 )
 
-SCHEMA_VERSION = 1
+# containerd's label for the chain id a Prepare is meant to become.
+REF = "containerd.io/snapshot.ref"
 # How long a statement waits for another process's lock on the database (a backup, sqlite3's shell), in seconds.
 BUSY_TIMEOUT = 2.0
-
-SCHEMA = """
-CREATE TABLE snapshots (
-  -- Names the directory <root>/s/<id>; counts up and is never used twice.
-  id      INTEGER PRIMARY KEY AUTOINCREMENT,
-  -- containerd's key or name, opaque; unique among snapshots that are not doomed.
-  name    TEXT NOT NULL,
-  -- id of the parent; 0: none. Whoever has a living child is committed and not doomed.
-  parent  INTEGER NOT NULL,
-  -- 1 view, 2 active, 3 committed: containerd's numbers.
-  kind    INTEGER NOT NULL CHECK (kind IN (1, 2, 3)),
-  -- 'live': containerd sees it. 'making': a lazy snapshot being mounted, seen by nobody; after a crash it is doomed.
-  -- 'doomed': removed, its mounts and directories still to be given back by Cleanup.
-  state   TEXT NOT NULL CHECK (state IN ('live', 'making', 'doomed')),
-  -- JSON object of texts; no value is empty.
-  labels  TEXT NOT NULL,
-  -- Nanoseconds since 1970, UTC. Commit sets both anew, Update the second.
-  created INTEGER NOT NULL,
-  updated INTEGER NOT NULL,
-  -- Lazy snapshots: the chain id asked for; NULL: an ordinary one.
-  chain   TEXT,
-  -- Digest of the tree whose bind is <root>/s/<id>/fs. Set exactly when chain is.
-  tree    TEXT,
-  -- Ordinary stub layers: digest of the model tree that stands in for it at <root>/s/<id>/m; NULL: none.
-  model   TEXT,
-  -- 1: the layer is the stub and nothing else, `model` replaces it. 0: `model` lies above it.
-  alone   INTEGER NOT NULL DEFAULT 0,
-  -- Disk usage in bytes and inodes, of committed ordinary snapshots; NULL: not measured yet.
-  size    INTEGER,
-  inodes  INTEGER
-);
-CREATE UNIQUE INDEX snapshots_name ON snapshots (name) WHERE state = 'live';
-CREATE INDEX snapshots_parent ON snapshots (parent) WHERE state != 'doomed';
--- Two namespaces may ask for one chain id above different parents.
-CREATE UNIQUE INDEX snapshots_lazy ON snapshots (chain, parent) WHERE state = 'live' AND chain IS NOT NULL;
-"""
-_COLUMNS = "id, name, parent, kind, labels, created, updated, chain, tree, model, alone, size, inodes"
-
-
-class Kind(IntEnum):
-    """containerd's kinds of snapshot; `label` is the word its filters use."""
-
-    VIEW = 1
-    ACTIVE = 2
-    COMMITTED = 3
-
-    @property
-    def label(self) -> str:
-        """The word: view, active or committed."""
-        return self.name.lower()
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One row; see SCHEMA. `parent` is an id (0: none), `parent_name` that parent's name ("" for none)."""
-
-    id: int
-    name: str
-    parent: int
-    parent_name: str
-    kind: Kind
-    labels: Mapping[str, str]
-    created: int
-    updated: int
-    chain: str | None = None
-    tree: str | None = None
-    model: str | None = None
-    alone: bool = False
-    size: int | None = None
-    inodes: int | None = None
 
 
 class Metastore:
@@ -126,6 +64,9 @@ class Metastore:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+                version = SCHEMA_VERSION
+            for newer in range(version + 1, SCHEMA_VERSION + 1):
+                self._db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[newer]} PRAGMA user_version = {newer}; COMMIT;")
         if version > SCHEMA_VERSION:
             raise UnsupportedError(
                 f"{self._path} has schema version {version}; this Floe knows version {SCHEMA_VERSION}",
@@ -164,6 +105,11 @@ class Metastore:
         with self._transaction():
             return {row[0] for row in self._db.execute("SELECT id FROM snapshots")}
 
+    def lives(self, snapshot_id: int) -> bool:
+        """Whether that snapshot is known to containerd: not removed, nor in the making."""
+        with self._transaction():
+            return bool(self._select("id = ? AND state = 'live'", (snapshot_id,)))
+
     def lazy(self, chain: str, parent: int) -> Snapshot | None:
         """The living lazy snapshot of chain id `chain` above the snapshot with id `parent`."""
         with self._transaction():
@@ -197,7 +143,7 @@ class Metastore:
             cursor = self._db.execute(
                 "INSERT INTO snapshots (name, parent, kind, state, labels, created, updated, model, alone)"
                 " VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?)",
-                (key, above.id if above else 0, kind, _dump(labels), now, now, model, model is not None),
+                (key, above.id if above else 0, kind, dump_labels(labels), now, now, model, model is not None),
             )
             place(cursor.lastrowid or 0)
             return self._get(key)
@@ -209,7 +155,7 @@ class Metastore:
             cursor = self._db.execute(
                 "INSERT INTO snapshots (name, parent, kind, state, labels, created, updated, chain, tree)"
                 " VALUES (?, ?, ?, 'making', ?, ?, ?, ?, ?)",
-                (name_prefix, parent, Kind.COMMITTED, _dump(labels), now, now, chain, tree),
+                (name_prefix, parent, Kind.COMMITTED, dump_labels(labels), now, now, chain, tree),
             )
             self._db.execute("UPDATE snapshots SET name = name || id WHERE id = ?", (cursor.lastrowid,))
             return self._select("id = ?", (cursor.lastrowid,))[0]
@@ -248,9 +194,10 @@ class Metastore:
         `find_model(snapshot)` says whether it is a stub: the model's tree and whether the layer is nothing else.
         """
         with self._transaction(write=True):
+            # In this order, as overlayfs answers.
+            active = self._get(key)
             if self._find(name) is not None:
                 raise AlreadyExistsError(f"snapshot {name!r} exists already")
-            active = self._get(key)
             if active.kind is not Kind.ACTIVE:
                 raise PreconditionError(f"snapshot {key!r} is {active.kind.label}, not active: it cannot be committed")
             parent = active.parent
@@ -265,16 +212,17 @@ class Metastore:
             now = time.time_ns()
             self._db.execute(
                 "UPDATE snapshots SET name = ?, parent = ?, kind = ?, labels = ?, created = ?, updated = ?,"
-                " model = ?, alone = ? WHERE id = ?",
+                " model = ?, alone = ?, remapped = ? WHERE id = ?",
                 (
                     name,
                     parent,
                     Kind.COMMITTED,
-                    _dump(labels),
+                    dump_labels(labels),
                     now,
                     now,
                     model[0] if model else None,
                     bool(model and model[1]),
+                    is_remap(key, name),
                     active.id,
                 ),
             )
@@ -308,8 +256,12 @@ class Metastore:
                     raise BadInputError(
                         f"cannot update {path!r} of snapshot {name!r}", hint="only labels can be updated"
                     )
+            if found.chain is not None:
+                # containerd finds a lazy snapshot by this label, and would unpack above one that lost it.
+                merged[REF] = found.chain
             self._db.execute(
-                "UPDATE snapshots SET labels = ?, updated = ? WHERE id = ?", (_dump(merged), time.time_ns(), found.id)
+                "UPDATE snapshots SET labels = ?, updated = ? WHERE id = ?",
+                (dump_labels(merged), time.time_ns(), found.id),
             )
             return self._get(name)
 
@@ -359,10 +311,10 @@ class Metastore:
     def _select(self, where: str, values: tuple[object, ...] = ()) -> list[Snapshot]:
         # `where` is one of this module's own texts; what callers gave travels in `values`.
         query = (
-            f"SELECT {_COLUMNS}, (SELECT name FROM snapshots AS p WHERE p.id = s.parent)"  # noqa: S608
+            f"SELECT {COLUMNS}, (SELECT name FROM snapshots AS p WHERE p.id = s.parent)"  # noqa: S608
             f" FROM snapshots AS s WHERE {where}"
         )
-        return [_snapshot(row) for row in self._db.execute(query, values)]
+        return [snapshot_of(row) for row in self._db.execute(query, values)]
 
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[None]:
@@ -388,28 +340,3 @@ class Metastore:
             if "malformed" in str(error) or "not a database" in str(error):
                 raise DamagedError(text, hint="move the root directory away and pull the images again") from error
             raise UnavailableError(text) from error
-
-
-def _snapshot(row: Sequence[Any]) -> Snapshot:
-    ident, name, parent, kind, labels, created, updated, chain, tree, model, alone, size, inodes, parent_name = row
-    return Snapshot(
-        id=ident,
-        name=name,
-        parent=parent,
-        parent_name=parent_name or "",
-        kind=Kind(kind),
-        labels=json.loads(labels),
-        created=created,
-        updated=updated,
-        chain=chain,
-        tree=tree,
-        model=model,
-        alone=bool(alone),
-        size=size,
-        inodes=inodes,
-    )
-
-
-def _dump(labels: Mapping[str, str]) -> str:
-    """Labels as stored: containerd drops those with an empty value."""
-    return json.dumps({key: value for key, value in labels.items() if value}, ensure_ascii=False, sort_keys=True)

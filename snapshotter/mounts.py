@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from floe.snapshotter.metastore import Kind, Snapshot
+from floe.snapshotter.schema import Kind, Snapshot
 from floe.store.errors import BadInputError
 
 # containerd's labels for user namespaces: "container:host:length[,...]".
 UID_MAPPING = "containerd.io/snapshot/uidmapping"
 GID_MAPPING = "containerd.io/snapshot/gidmapping"
+# How containerd names the snapshot in which it changes all owners, before it commits it without this suffix.
+REMAP_SUFFIX = "-remap"
 # (uid_t)-1 and (gid_t)-1 mean "no change" to the kernel and name nobody.
 _INVALID_ID = 2**32 - 1
 _WHOLE_ID_MAP = ["0", "0", str(_INVALID_ID)]
@@ -75,9 +77,30 @@ def lower_directories(parents: Sequence[Snapshot], places: Places) -> list[Path]
     return [path for parent in parents for path in places.layers(parent)]
 
 
+def is_remap(key: str, name: str) -> bool:
+    """Whether a Commit of `key` as `name` makes the copy of an image that containerd chowned for a user namespace.
+
+    containerd does so (1.x always, 2.x for snapshotters without `remap-ids`) before a Prepare with mapping labels:
+    Prepare of `<name>-remap` above the image, chown of all files, Commit as `<name>` (resolveSnapshotOptions in its
+    client). What is stored is `<namespace>/<number>/<key>`, with a number for each.
+    """
+    return key.endswith(REMAP_SUFFIX) and _own_part(key.removesuffix(REMAP_SUFFIX)) == _own_part(name)
+
+
+def _own_part(name: str) -> str:
+    return name.split("/", 2)[-1]
+
+
+def asks_for_mapping(snapshot: Snapshot, parents: Sequence[Snapshot]) -> bool:
+    """Whether mounts of `snapshot` must map owners: labels ask for it, and containerd did not change owners itself."""
+    labelled = UID_MAPPING in snapshot.labels or GID_MAPPING in snapshot.labels
+    return labelled and not (parents and parents[0].remapped)
+
+
 def needs_clones(snapshot: Snapshot, parents: Sequence[Snapshot], places: Places) -> bool:
     """Whether `snapshot` is an overlay for a user namespace with a mounted tree among its lower directories."""
-    mapped = UID_MAPPING in snapshot.labels and GID_MAPPING in snapshot.labels
+    both = UID_MAPPING in snapshot.labels and GID_MAPPING in snapshot.labels
+    mapped = both and asks_for_mapping(snapshot, parents)
     single_view = snapshot.kind is Kind.VIEW and len(lower_directories(parents, places)) == 1
     return mapped and not single_view and any(parent.tree or parent.model for parent in parents)
 
@@ -88,16 +111,16 @@ def snapshot_mounts(
     places: Places,
     overlay_options: Sequence[str],
     *,
-    cloned: bool = False,
+    mapped: bool = False,
 ) -> list[Mount]:
     """The mounts of an active snapshot or view above the directories `lower` (topmost first).
 
-    `cloned`: they are idmapped already, and containerd is not asked to do it.
+    `mapped`: their owners are as they must be already, and containerd is not asked to map them.
     """
     mapping = [
         f"{option}={snapshot.labels[label]}"
         for option, label in (("uidmap", UID_MAPPING), ("gidmap", GID_MAPPING))
-        if label in snapshot.labels and not cloned
+        if label in snapshot.labels and not mapped
     ]
     view = snapshot.kind is Kind.VIEW
     if not lower:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from floe.snapshotter.breaker import Breaker, Budgets
 from floe.snapshotter.lazylayers import LazyLayers
+from floe.snapshotter.lookups import LookUps
 from floe.store.errors import (
     DamagedError,
     DeadlineError,
+    DiskError,
     FloeError,
+    NoSpaceError,
     NotFoundError,
     TransitDamageError,
     UnavailableError,
@@ -26,8 +29,8 @@ log = logging.getLogger(__name__)
 
 # Why a layer is unpacked the ordinary way: the values of the fallback counter.
 NOT_INDEXED, STORE_UNAVAILABLE, TIMEOUT = "not_indexed", "store_unavailable", "timeout"
-BREAKER_OPEN, DAMAGED, PACKFS = "breaker_open", "damaged", "packfs"
-REASONS = (NOT_INDEXED, STORE_UNAVAILABLE, TIMEOUT, BREAKER_OPEN, DAMAGED, PACKFS)
+BREAKER_OPEN, DAMAGED, PACKFS, CACHE = "breaker_open", "damaged", "packfs", "cache"
+REASONS = (NOT_INDEXED, STORE_UNAVAILABLE, TIMEOUT, BREAKER_OPEN, DAMAGED, PACKFS, CACHE)
 
 # After a failure the store is left alone this long, in seconds: long enough that the pulls of a busy node do not each
 # wait in vain, short enough that a store that came back is used again by the next pull.
@@ -39,6 +42,8 @@ FREE_PART = 1 / 8
 # Look-ups under way at once. One that outlived its deadline keeps its place until it returns, so a hung store ties up
 # so many threads and no more; the server's threads never wait for it longer than the deadline.
 MAX_LOOKUPS = 16
+# Requests that may wait for one thing at once, the store or trees; what comes on top is turned away.
+MAX_WAITING = 2 * MAX_LOOKUPS
 
 T = TypeVar("T")
 
@@ -67,7 +72,7 @@ class Resolver:
     def __init__(self, layers: LazyLayers, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._layers = layers
         self._clock = clock
-        self._places = threading.BoundedSemaphore(MAX_LOOKUPS)
+        self._look_ups = LookUps(MAX_LOOKUPS)
         self.breaker = Breaker(COOL_DOWN, clock)
         self.budgets = Budgets(timeout, free=timeout * FREE_PART, refill=REFILL, clock=clock)
 
@@ -79,24 +84,42 @@ class Resolver:
         if not self.breaker.allow():
             return Missed(BREAKER_OPEN, UnavailableError("the store failed a moment ago and is left alone")), remaining
         started = self._clock()
-        outcome = self._outcome(lambda: self._look_up(chain_id, started + remaining), remaining)
+        future = self._look_ups.start(lambda: self._look_up(chain_id, started + remaining))
+        outcome = self._outcome(future, remaining, remaining)
         return outcome, self.budgets.after(remaining, self._clock() - started)
 
     def fetch(self, tree: str) -> Missed | None:
         """Have `tree` in the node cache: None when it is there. Needed trees are not held back by the breaker."""
+        return self.fetch_all([tree], self.budgets.total).get(tree)
+
+    def fetch_all(self, trees: Iterable[str], timeout: float) -> dict[str, Missed]:
+        """Have all `trees` in the node cache, fetched side by side within `timeout` seconds; those that are not."""
+        until = self._clock() + timeout
+        started: dict[str, Future[Found | None]] = {}
+        for tree in trees:
+            if tree not in started and not self.have(tree):
+                started[tree] = self._look_ups.start(self._fetching(tree, until))
+        missed = {}
+        for tree, future in started.items():
+            outcome = self._outcome(future, max(0.0, until - self._clock()), timeout)
+            if isinstance(outcome, Missed):
+                missed[tree] = outcome
+        return missed
+
+    def have(self, tree: str) -> bool:
+        """Whether `tree` is in the node cache; no network."""
         try:
-            if self._layers.fetch_local(tree):
-                return None
+            return self._layers.fetch_local(tree)
         except FloeError as error:
             log.warning("tree %s in the node cache cannot be used, fetching it: %s", tree, error)
-        timeout = self.budgets.total
+            return False
 
+    def _fetching(self, tree: str, until: float) -> Callable[[], Found]:
         def fetch() -> Found:
-            self._layers.fetch(tree, timeout)
+            self._layers.fetch(tree, max(0.001, until - self._clock()))
             return Found(tree)
 
-        outcome = self._outcome(fetch, timeout)
-        return outcome if isinstance(outcome, Missed) else None
+        return fetch
 
     def _look_up(self, chain_id: str, until: float) -> Found | None:
         tree = self._layers.resolve(chain_id)
@@ -105,13 +128,17 @@ class Resolver:
         self._layers.fetch(tree, max(0.001, until - self._clock()))
         return Found(tree)
 
-    def _outcome(self, work: Callable[[], Found | None], timeout: float) -> Found | Missed:
-        """Do `work` within `timeout` seconds and tell the breaker how the store did."""
+    def _outcome(self, future: Future[Found | None], wait: float, timeout: float) -> Found | Missed:
+        """What comes of a look-up within `wait` seconds, the rest of `timeout`; tells the breaker how the store did."""
         try:
-            found = self._within(work, timeout)
+            found = _within(future, wait, timeout)
         except DeadlineError as error:
             self.breaker.failed()
             return Missed(TIMEOUT, error)
+        except (NoSpaceError, DiskError) as error:
+            # This node's own disk: no word about the store.
+            self.breaker.undecided()
+            return Missed(CACHE, error)
         except (DamagedError, TransitDamageError, UnsupportedError, NotFoundError) as error:
             # The store answered; what it holds is wrong.
             self.breaker.succeeded()
@@ -125,30 +152,13 @@ class Resolver:
         self.breaker.succeeded()
         return found or Missed(NOT_INDEXED)
 
-    def _within(self, work: Callable[[], T], timeout: float) -> T:
-        late = DeadlineError(
+
+def _within(future: Future[T], wait: float, timeout: float) -> T:
+    try:
+        return future.result(wait)
+    except Late:
+        future.cancel()  # one that has not begun need not
+        raise DeadlineError(
             f"the store did not answer within {timeout:.1f} s",
             hint="check that the store can be reached from this node, or raise prepare_timeout",
-        )
-        until = self._clock() + timeout
-        if not self._places.acquire(timeout=timeout):
-            raise late
-        answers: SimpleQueue[T | BaseException] = SimpleQueue()
-
-        def run() -> None:
-            try:
-                answers.put(work())
-            except BaseException as error:
-                answers.put(error)
-            finally:
-                self._places.release()
-
-        # A daemon thread: one that hangs in the store must not keep the process from ending.
-        threading.Thread(target=run, name="look-up", daemon=True).start()
-        try:
-            answer = answers.get(timeout=max(0.0, until - self._clock()))
-        except Empty:
-            raise late from None
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        ) from None

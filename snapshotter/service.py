@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,18 +15,19 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from floe.protos.gen.containerd import mount_pb2, snapshots_pb2
 from floe.snapshotter.directories import translated
-from floe.snapshotter.metastore import Snapshot
 from floe.snapshotter.mounts import Mount
-from floe.snapshotter.resolver import MAX_LOOKUPS
+from floe.snapshotter.resolver import MAX_WAITING
+from floe.snapshotter.schema import Snapshot
 from floe.snapshotter.snapshotter import Snapshotter
+from floe.snapshotter.sockets import refuse_live_socket
 from floe.snapshotter.status import status_of
-from floe.store.errors import BusyError, FloeError, UnavailableError
+from floe.store.errors import FloeError, UnavailableError
 
 log = logging.getLogger(__name__)
 
 SERVICE = "containerd.services.snapshots.v1.Snapshots"
-# Twice what look-ups can hold up, so that ordinary requests always find a thread.
-THREADS = 2 * MAX_LOOKUPS + 16
+# More than may wait for the store and for trees, so that ordinary requests always find a thread.
+THREADS = 2 * MAX_WAITING + 16
 # containerd's own limit (defaults.DefaultMaxRecvMsgSize).
 MESSAGE_MAX = 16 << 20
 # Entries in one message of List's stream, as containerd's proxy service does.
@@ -122,8 +122,9 @@ class Server:
 
     def __init__(self, address: Path, snapshotter: Snapshotter) -> None:
         self.address = address
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="rpc")
         self._server = grpc.server(
-            ThreadPoolExecutor(THREADS, thread_name_prefix="rpc"),
+            self._threads,
             options=[("grpc.max_receive_message_length", MESSAGE_MAX), ("grpc.max_send_message_length", MESSAGE_MAX)],
         )
         self._server.add_generic_rpc_handlers((handlers(SnapshotsService(snapshotter)),))
@@ -132,7 +133,8 @@ class Server:
         """Listen. BusyError when another process listens on the socket; UnavailableError when it cannot be made."""
         with translated(f"socket {self.address}"):
             self.address.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _refuse_second(self.address)
+        # grpc would take its name away from under it.
+        refuse_live_socket(self.address)
         # grpc makes the socket itself: only the umask can keep others out from its first moment.
         before = os.umask(0o177)
         try:
@@ -146,20 +148,12 @@ class Server:
         self._server.start()
 
     def stop(self) -> None:
-        """Refuse new requests, let those under way end, for a while."""
+        """Refuse new requests, give those under way some time, then answer them as cancelled; back when all have ended.
+
+        All of them end: what takes long looks whether the snapshotter is winding down, all else has a deadline.
+        """
         self._server.stop(GRACE).wait()
-
-
-def _refuse_second(address: Path) -> None:
-    """BusyError when somebody answers on the socket: grpc would take its name away from under it."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(address))
-        except OSError:
-            return
-    raise BusyError(
-        f"another process listens on {address}", hint="stop it, or choose another address for this snapshotter"
-    )
+        self._threads.shutdown()
 
 
 def _unary(call: Callable[[Q], A], parse: Callable[[bytes], Q]) -> grpc.RpcMethodHandler:

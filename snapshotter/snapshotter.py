@@ -4,46 +4,54 @@ Ordinary snapshots are overlay directories. A lazy one is a committed snapshot t
 id the store holds: its `fs` is a bind of the layer's tree, and the answer is AlreadyExistsError.
 
 Concurrency: the metastore orders everything that changes names; look-ups, mounts and measuring happen outside its lock.
-Requests for one lazy layer queue behind each other; all others run side by side.
+Requests for one lazy layer queue behind each other; all others run side by side. Two gates bound how many may wait for
+the store and for trees, so that the server has threads left for those who wait for nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
+from floe.snapshotter.cleaning import Cleaner
 from floe.snapshotter.config import ERROR, SnapshotterConfig
 from floe.snapshotter.directories import Directories
 from floe.snapshotter.filters import info_fields, parse_filters
-from floe.snapshotter.idmaps import clone_lower, drop_clones
+from floe.snapshotter.idmaps import Clones
 from floe.snapshotter.lazylayers import LazyLayers, Usage
-from floe.snapshotter.lazymounts import LazyMounts, tree_of
-from floe.snapshotter.metastore import Kind, Metastore, Snapshot
+from floe.snapshotter.lazymounts import LazyMounts
+from floe.snapshotter.measures import Measures
+from floe.snapshotter.metastore import REF, Metastore
 from floe.snapshotter.mounts import (
     GID_MAPPING,
     UID_MAPPING,
     Mount,
     Places,
+    asks_for_mapping,
     lower_directories,
     needs_clones,
     overlay_options,
     root_owner,
     snapshot_mounts,
 )
-from floe.snapshotter.resolver import DAMAGED, PACKFS, REASONS, TIMEOUT, Missed, Resolver
+from floe.snapshotter.resolver import CACHE, DAMAGED, MAX_WAITING, PACKFS, REASONS, TIMEOUT, Missed, Resolver
+from floe.snapshotter.schema import Kind, Snapshot
+from floe.snapshotter.turns import Gate, Turns
 from floe.store.errors import (
     AlreadyExistsError,
     BadInputError,
     BusyError,
     DamagedError,
     DeadlineError,
+    DiskError,
     FloeError,
+    NoSpaceError,
+    NotFoundError,
     PreconditionError,
     UnavailableError,
 )
@@ -51,13 +59,8 @@ from floe.store.stub import ANNOTATION, check_annotation
 
 log = logging.getLogger(__name__)
 
-# containerd's label for the chain id a Prepare is meant to become.
-REF = "containerd.io/snapshot.ref"
 # containerd's limit for a label's key and value together, in bytes (labels/validate.go).
 LABEL_MAX = 4096
-# How many times longer than it took a measurement of disk usage stands.
-USAGE_REST = 10
-_USAGE_KEPT = 4096
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,32 @@ class Snapshotter:
 
     def __init__(self, config: SnapshotterConfig, layers: LazyLayers) -> None:
         self._config = config
-        self._layers = layers
+        self._stop = threading.Event()
         self._places = Places(config.root)
-        self._directories = Directories(self._places)
+        self._directories = Directories(self._places, self._stop)
         self._meta = Metastore(config.root / "metadata.db")
         self._overlay_options = overlay_options()
         self.resolver = Resolver(layers, config.prepare_timeout)
-        self.lazy = LazyMounts(layers, self._directories, self.resolver.fetch)
+        self.lazy = LazyMounts(
+            layers, self._directories, self.resolver, lives=self._meta.lives, timeout=config.prepare_timeout
+        )
+        self._clones = Clones(config.run_dir)
         self._lock = threading.Lock()
-        self._asked: dict[tuple[str, int], tuple[threading.Lock, int]] = {}
-        self._usage: OrderedDict[int, tuple[float, Usage]] = OrderedDict()
+        self._turns: Turns[tuple[str, int]] = Turns("layer")
+        self._store_gate = Gate(MAX_WAITING, "the store")
+        self._tree_gate = Gate(MAX_WAITING, "trees")
         self._fallbacks: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         self._counters: Counter[str] = Counter()
-        self._cleaning = threading.Lock()
+        self._measures = Measures(self._meta, self._directories, layers)
+        self._cleaner = Cleaner(
+            self._meta,
+            self._directories,
+            layers,
+            self.lazy,
+            self._clones,
+            count=self._count,
+            stop=self._stop,
+        )
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -103,30 +119,20 @@ class Snapshotter:
 
         Directories no snapshot owns, half-made by a crash, are set aside for `tidy`.
         """
-        unfinished = self._meta.doom_unfinished()
-        if unfinished:
-            log.info("%d lazy snapshots were left half-made; they will be cleaned up", unfinished)
-        for stray in self._directories.strays(self._meta.ids()):
-            try:
-                drop_clones(stray / "l")
-                for place in (stray / "fs", stray / "m"):
-                    self._layers.unbind(place)
-                self._directories.set_aside(stray)
-            except FloeError as error:
-                log.warning("directory %s belongs to no snapshot and cannot be moved away: %s", stray, error)
+        self._cleaner.recover()
         return self.lazy.remount(found for found in self._meta.walk() if found.kind is Kind.COMMITTED)
 
     def tidy(self) -> None:
         """After `start`, at leisure: delete what it set aside, and what the last run's Remove left."""
-        for path in self._directories.set_aside_before():
-            try:
-                self._directories.remove(path)
-            except FloeError as error:
-                log.warning("directory %s cannot be deleted: %s", path, error)
-        self.cleanup()
+        self._cleaner.tidy()
+
+    def wind_down(self) -> None:
+        """Have what takes long end early: this process is to stop."""
+        self._stop.set()
 
     def close(self) -> None:
         """Stop: mounts, directories and names stay for the next start."""
+        self._stop.set()
         self._meta.close()
 
     # -- the Snapshots service -------------------------------------------------------------------------------------
@@ -141,9 +147,8 @@ class Snapshotter:
         chain = labels.get(REF)
         remaining = None
         if chain:
-            with self._one_at_a_time(chain, parent_id):
-                remaining = self._prepare_lazy(chain, parent_id, labels, model)
-        elif model is not None and (missed := self.resolver.fetch(model)) is not None:
+            remaining = self._prepare_lazy(chain, parent_id, labels, model)
+        elif model is not None and (missed := self._fetch_model(model)) is not None:
             self._refuse(f"model tree {model} cannot be had", missed)
         made = self._create(Kind.ACTIVE, key, parent, labels, model=model)
         if remaining is not None:
@@ -160,7 +165,7 @@ class Snapshotter:
         found = self._meta.get(key)
         if found.kind is Kind.COMMITTED:
             raise PreconditionError(f"snapshot {key!r} is committed: only active snapshots and views have mounts")
-        self.lazy.ensure(self._meta.chain(found.parent))
+        self._ensure(found.parent)
         return self._mounts(found)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str], parent: str = "") -> None:
@@ -193,48 +198,28 @@ class Snapshotter:
         ]
 
     def usage(self, key: str) -> Usage:
-        """What a snapshot takes on this node's disk, without its parents.
-
-        A committed directory no longer changes: it is measured when first asked for, since Commit must be quick.
-        """
-        found = self._meta.get(key)
-        if found.kind is Kind.VIEW:
-            return Usage(0, 0)
-        if found.kind is Kind.ACTIVE or tree_of(found) is not None:
-            return self._changing_usage(found)
-        if found.size is None or found.inodes is None:
-            measured = self._directories.usage(self._places.upper(found.id))
-            self._meta.set_usage(found.id, measured.size, measured.inodes)
-            return measured
-        return Usage(found.size, found.inodes)
+        """What a snapshot takes on this node's disk, without its parents."""
+        return self._measures.usage(self._meta.get(key))
 
     def cleanup(self) -> None:
         """Give back what removed snapshots hold. What cannot be had yet is left for the next time, with a log line."""
-        with self._cleaning:
-            for snapshot in self._meta.doomed():
-                try:
-                    drop_clones(self._places.clones(snapshot.id))
-                    self.lazy.detach(snapshot)
-                    self._directories.remove(self._places.directory(snapshot.id))
-                    self._meta.forget(snapshot.id)
-                except BusyError as error:
-                    self._count("cleanup_busy")
-                    log.info("snapshot %d is still in use and stays for the next cleanup: %s", snapshot.id, error)
-                except FloeError as error:
-                    self._count("cleanup_failed")
-                    log.warning("snapshot %d cannot be cleaned up yet: %s", snapshot.id, error)
+        self._cleaner.cleanup()
 
     def remount(self, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
         """Try again, by the network too, what `start` could not mount; those that still cannot be. At leisure."""
-        living = {found.id for found in self._meta.walk()}
         failed = []
         for snapshot in snapshots:
+            if self._stop.is_set():
+                break
             try:
-                if snapshot.id in living:
+                if self._meta.lives(snapshot.id):
                     self.lazy.ensure([snapshot])
-            except FloeError as error:
+            except NotFoundError:
+                continue  # removed while its tree was fetched
+            except Exception as error:
+                # One bad snapshot must not keep the others.
                 failed.append(snapshot)
-                log.info("snapshot %r still cannot be mounted again: %s", snapshot.name, error)
+                log.info("snapshot %r still cannot be mounted again: %r", snapshot.name, error)
         return failed
 
     def metrics(self) -> Figures:
@@ -257,22 +242,47 @@ class Snapshotter:
 
     def _prepare_lazy(self, chain: str, parent: int, labels: Mapping[str, str], model: str | None) -> float:
         """AlreadyExistsError when the layer is there lazily; else how many seconds the pull's look-ups have left."""
-        if self._meta.lazy(chain, parent) is not None:
-            raise AlreadyExistsError(f"layer {chain} is there already, lazily")
+        self._check_not_there(chain, parent)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._queued(chain, parent))
+            except (BusyError, DeadlineError) as error:
+                found, remaining = Missed(TIMEOUT, error), self.resolver.budgets.remaining(parent)
+            else:
+                self._check_not_there(chain, parent)
+                found, remaining = self._try_lazy(chain, parent, labels, model)
         if model is not None:
-            missed = self.resolver.fetch(model)
-            if missed is None:
-                missed = self._show(chain, parent, labels, model, self.resolver.budgets.total)
-            self._refuse(f"model tree {model} cannot be mounted", missed)
-        found, remaining = self.resolver.find(chain, parent)
-        if not isinstance(found, Missed):
-            found = self._show(chain, parent, labels, found.tree, remaining)
+            self._refuse(f"model tree {model} cannot be mounted", found)
         if self._config.on_store_error == ERROR and found.error is not None:
             self._refuse(f"layer {chain} cannot be had lazily and on_store_error is {ERROR!r}", found)
         with self._lock:
             self._fallbacks[found.reason] += 1
         log.warning("layer %s is unpacked the ordinary way, reason %s", chain, found)
         return remaining
+
+    def _check_not_there(self, chain: str, parent: int) -> None:
+        if self._meta.lazy(chain, parent) is not None:
+            raise AlreadyExistsError(f"layer {chain} is there already, lazily")
+
+    def _try_lazy(self, chain: str, parent: int, labels: Mapping[str, str], model: str | None) -> tuple[Missed, float]:
+        """Why the layer cannot be had lazily, and the seconds left; AlreadyExistsError when now it is there."""
+        if model is not None:
+            total = self.resolver.budgets.total
+            return self.resolver.fetch(model) or self._show(chain, parent, labels, model, total), total
+        found, remaining = self.resolver.find(chain, parent)
+        if not isinstance(found, Missed):
+            found = self._show(chain, parent, labels, found.tree, remaining)
+        return found, remaining
+
+    def _fetch_model(self, model: str) -> Missed | None:
+        """Have a model's tree in the node cache; None when it is there."""
+        if self.resolver.have(model):
+            return None
+        try:
+            with self._queued(model, 0):
+                return self.resolver.fetch(model)
+        except (BusyError, DeadlineError) as error:
+            return Missed(TIMEOUT, error)
 
     def _show(self, chain: str, parent: int, labels: Mapping[str, str], tree: str, remaining: float) -> Missed:
         """Mount a tree that is in the node cache and commit it as a snapshot: AlreadyExistsError says it is done.
@@ -303,21 +313,17 @@ class Snapshotter:
         raise UnavailableError(f"{what}: {missed}", hint=missed.error.hint if missed.error else "")
 
     @contextmanager
-    def _one_at_a_time(self, chain: str, parent: int) -> Iterator[None]:
-        """Queue the requests for one lazy layer, each for no longer than a look-up and a mount may take."""
-        with self._lock:
-            lock, users = self._asked.get((chain, parent), (threading.Lock(), 0))
-            self._asked[chain, parent] = (lock, users + 1)
-        try:
-            with lock:
-                yield
-        finally:
-            with self._lock:
-                lock, users = self._asked[chain, parent]
-                if users == 1:
-                    del self._asked[chain, parent]
-                else:
-                    self._asked[chain, parent] = (lock, users - 1)
+    def _queued(self, what: str, parent: int) -> Iterator[None]:
+        """Queue the requests for one layer or model; DeadlineError when it takes too long, BusyError when too many wait."""
+        with self._store_gate.enter(), self._turns.take((what, parent), self._config.prepare_timeout):
+            yield
+
+    def _ensure(self, snapshot_id: int) -> None:
+        """Have the trees of that snapshot and its ancestors in place."""
+        chain = self._meta.chain(snapshot_id)
+        if not self.lazy.ready(chain):
+            with self._tree_gate.enter():
+                self.lazy.ensure(chain)
 
     # -- ordinary snapshots ----------------------------------------------------------------------------------------
 
@@ -327,7 +333,7 @@ class Snapshotter:
         owner = root_owner(labels)
         above = self._meta.check_new(key, parent)
         if above is not None:
-            self.lazy.ensure(self._meta.chain(above.id))
+            self._ensure(above.id)
             owner = owner or self._directories.owner(self._places.layers(above)[0])
         made = self._directories.new(work=kind is Kind.ACTIVE, owner=owner)
         placed = made
@@ -354,42 +360,18 @@ class Snapshotter:
     def _mounts(self, snapshot: Snapshot) -> list[Mount]:
         parents = self._meta.chain(snapshot.parent)
         lower = lower_directories(parents, self._places)
-        cloned = needs_clones(snapshot, parents, self._places)
-        if cloned:
+        mapped = not asks_for_mapping(snapshot, parents)
+        if needs_clones(snapshot, parents, self._places):
             maps = (snapshot.labels[UID_MAPPING], snapshot.labels[GID_MAPPING])
-            lower = clone_lower(lower, self._places.clones(snapshot.id), *maps)
-        return snapshot_mounts(snapshot, lower, self._places, self._overlay_options, cloned=cloned)
+            lower = self._clones.have(lower, self._places.clones(snapshot.id), *maps)
+            mapped = True
+        return snapshot_mounts(snapshot, lower, self._places, self._overlay_options, mapped=mapped)
 
     def _find_model(self, active: Snapshot) -> tuple[str, bool] | None:
         """At Commit: the model the layer is a stub for, from its Prepare's annotation or its marker."""
         if active.model is not None:
             return active.model, True
         return self._directories.find_stub(active.id)
-
-    def _changing_usage(self, snapshot: Snapshot) -> Usage:
-        """Usage of what grows: an active snapshot's files, a tree's packs in the node cache.
-
-        containerd asks every ten seconds. A measurement stands for ten times as long as it took, so that a container
-        with a million files costs a tenth of a processor and not all of it.
-        """
-        started = time.monotonic()
-        with self._lock:
-            until, measured = self._usage.get(snapshot.id, (0.0, Usage(0, 0)))
-        if started < until:
-            return measured
-        measured = Usage(0, 0)
-        tree = None if snapshot.kind is Kind.ACTIVE else tree_of(snapshot)
-        if tree is not None:
-            measured = self._layers.usage(tree)
-        if snapshot.tree is None:
-            own = self._directories.usage(self._places.upper(snapshot.id))
-            measured = Usage(measured.size + own.size, measured.inodes + own.inodes)
-        ended = time.monotonic()
-        with self._lock:
-            self._usage[snapshot.id] = (ended + USAGE_REST * (ended - started), measured)
-            while len(self._usage) > _USAGE_KEPT:
-                self._usage.popitem(last=False)
-        return measured
 
     def _count(self, name: str) -> None:
         with self._lock:
@@ -406,4 +388,6 @@ def check_labels(labels: Mapping[str, str]) -> None:
 def _mount_reason(error: FloeError) -> str:
     if isinstance(error, DeadlineError):
         return TIMEOUT
+    if isinstance(error, (NoSpaceError, DiskError)):
+        return CACHE
     return DAMAGED if isinstance(error, DamagedError) else PACKFS

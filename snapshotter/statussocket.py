@@ -14,6 +14,7 @@ from pathlib import Path
 from floe import __version__
 from floe.snapshotter.directories import translated
 from floe.snapshotter.snapshotter import Figures
+from floe.snapshotter.sockets import refuse_live_socket
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class StatusSocket:
         try:
             with translated(f"status socket {self._path}"):
                 run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+                refuse_live_socket(self._path)
                 self._path.unlink(missing_ok=True)
                 self._socket.bind(str(self._path))
                 self._path.chmod(0o600)

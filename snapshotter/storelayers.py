@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from floe.mount.mounter import MountState, TreeMounter
@@ -20,6 +22,8 @@ from floe.store.index import open_index
 from floe.store.objects import open_store
 from floe.store.objects.retry import RetryingStore
 from floe.store.trees import LocalTree, TreeStore
+
+log = logging.getLogger(__name__)
 
 # Units of st_blocks (stat(2)).
 _BLOCK = 512
@@ -100,16 +104,32 @@ class StoreLayers:
             )
         return self._mounter.check(tree) is MountState.HEALTHY
 
-    def usage(self, tree: str) -> Usage:
+    def usage(self, tree: str, without: AbstractSet[str] = frozenset()) -> Usage:
         """The image and what the cache holds of its packs, in bytes on disk and files."""
         local = self._trees.fetch_local(tree)
         if local is None:
             return Usage(0, 0)
         size = inodes = 0
-        for path in (local.image, *(pack.data for pack in local.packs)):
+        for path in (local.image, *(pack.data for pack in local.packs if pack.id not in without)):
             size += path.stat().st_blocks * _BLOCK
             inodes += 1
         return Usage(size, inodes)
+
+    def packs(self, tree: str) -> frozenset[str] | None:
+        """The ids of the tree's packs."""
+        local = self._trees.fetch_local(tree)
+        return None if local is None else frozenset(pack.id for pack in local.packs)
+
+    def uses(self) -> list[tuple[str, str]]:
+        """What the mounter has recorded since this boot."""
+        state = self._mounter.state
+        trees = [folder.name for folder in state.owner_folders()]
+        return [(tree, owner) for tree in trees for owner in state.owners(tree)]
+
+    def sweep(self) -> None:
+        """The mounter's sweep; what it did is logged."""
+        for line in self._mounter.sweep():
+            log.info("%s", line)
 
     def _living_packfs(self) -> str | None:
         """The device of the pack filesystem while its worker answers; None otherwise. Asked at most once a second."""

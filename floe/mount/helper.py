@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 from floe.mount.syscalls import (
+    IDMAP,
     NODEV,
     NOSUID,
     RDONLY,
@@ -23,6 +24,7 @@ from floe.mount.syscalls import (
     MountSyscallError,
     attach,
     cloned,
+    new_user_namespace,
     set_attributes,
     sysfs_name,
     unmount,
@@ -142,6 +144,52 @@ def bind(source: str, target: str, attributes: list[str]) -> dict[str, Any]:
     return {}
 
 
+def idmap(pairs: list[list[str]], stale: list[str], uid_map: str, gid_map: str) -> dict[str, Any]:
+    """Show the first directory of each of `pairs` at the second, read-only, with owners mapped, private.
+
+    Maps are lines of /proc/<pid>/uid_map. What lies at `stale` is taken away before, for whoever has it open to keep.
+    """
+    for target in stale:
+        unmount(target, detach=True)
+    userns = _user_namespace(uid_map, gid_map)
+    try:
+        for source, target in pairs:
+            os.makedirs(target, mode=0o700, exist_ok=True)  # noqa: PTH103 - pathlib takes long to import
+            with cloned(source) as mount_fd:
+                set_attributes(mount_fd, RDONLY | IDMAP, private=True, userns=userns)
+                attach(mount_fd, target)
+    finally:
+        os.close(userns)
+    return {}
+
+
+def _user_namespace(uid_map: str, gid_map: str) -> int:
+    """A descriptor of a new user namespace with these maps; it lives as long as somebody holds it."""
+    ready, go = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            new_user_namespace()
+            os.write(ready[1], b"0")
+            os.close(go[1])
+            os.read(go[0], 1)  # until the other end is closed
+        except MountSyscallError as error:
+            os.write(ready[1], str(error.errno).encode())
+        finally:
+            os._exit(0)
+    try:
+        os.close(ready[1])
+        answer = int(os.read(ready[0], 16) or errno.EIO)
+        if answer:
+            raise MountSyscallError(answer, "make a user namespace (see user.max_user_namespaces in sysctl(8))", [])
+        for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
+            _write(f"/proc/{child}/{name}", text)
+        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(go[1])
+        os.waitpid(child, 0)
+
+
 def make_private(target: str, *, mounted: bool) -> dict[str, Any]:
     """Make `target` a private mount (of itself, if it is not `mounted`): what is mounted below stays in this namespace."""
     if not mounted:
@@ -158,6 +206,13 @@ def make_private(target: str, *, mounted: bool) -> dict[str, Any]:
 def umount(target: str, *, detach: bool = False) -> dict[str, Any]:
     """Unmount what is on top at `target`."""
     unmount(target, detach=detach)
+    return {}
+
+
+def umount_all(targets: list[str]) -> dict[str, Any]:
+    """Unmount what is on top at each of `targets`, in their order, up to the first that cannot be."""
+    for target in targets:
+        unmount(target)
     return {}
 
 
@@ -216,8 +271,10 @@ OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "mount": mount_tree,
     "identify": identify,
     "bind": bind,
+    "idmap": idmap,
     "private": make_private,
     "umount": umount,
+    "umount_all": umount_all,
     "ask": ask,
     "waiting": waiting,
     "probe": read_probe,

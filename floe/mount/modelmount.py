@@ -7,6 +7,7 @@ then it is stopped with the last model that needs it, unless something else uses
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from floe.mount.trees import Tree
 from floe.store.errors import BadInputError, BusyError, NotFoundError, UnavailableError
 from floe.store.ids import hexdigest
 
+_log = logging.getLogger(__name__)
 _WAIT = 60.0  # seconds for another mount or unmount of a model; it may start or stop the pack filesystem
 
 
@@ -63,6 +65,8 @@ def mount_model(
     """
     place = os.path.realpath(mountpoint)
     with mounter.state.lock("models", _WAIT):
+        for line in mounter.sweep():  # on a machine without a snapshotter nobody else does: pins of before a reboot
+            _log.info("%s", line)
         made = _check_place(place)
         started = False
         try:

@@ -212,7 +212,8 @@ class TreeMounter:
             binds = [entry.target for entry in mounts if entry.device == mount.device and entry is not mount]
             if binds:
                 raise BusyError(f"tree {digest} is still shown at {', '.join(binds[:5])}", hint="unmount that first")
-            ensure_quiet(self._known(digest, record, mount), self.run_dir, self.packfs, self.runner)
+            record = self._known(digest, record, mount)
+            ensure_quiet(record, self.run_dir, self.packfs, self.runner)
             self.umount(mount)
         self.forget(digest, record)
 
@@ -222,8 +223,12 @@ class TreeMounter:
             _log.warning("tree %s was unmounted but is still used, by an overlay or elsewhere", digest)
             self.state.set_aside(record)
         self.state.forget(digest)
-        if record is not None and record.mode == NATIVE:
-            self.pins.drop(digest, record.packs, read_mounts())
+        if record is not None and record.packs:
+            pinned: Sequence[str] = record.packs if record.mode == NATIVE else ()
+        else:  # after a reboot records are gone, pins are not
+            pinned = self.pins.trees().get(digest, ())
+        if pinned:
+            self.pins.drop(digest, pinned, read_mounts())
         self.state.forget_stale_owners(digest)
         with contextlib.suppress(OSError):
             self.target(digest).rmdir()

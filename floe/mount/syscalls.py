@@ -24,7 +24,10 @@ _MS_PRIVATE = 1 << 18
 _STRING_MAX = 255  # bytes of a value fsconfig takes
 _LOG_LINE = 1024  # bytes; the kernel cuts longer ones
 
+_CLONE_NEWUSER = 0x10000000
+
 RDONLY, NOSUID, NODEV = 1, 2, 4  # MOUNT_ATTR_*, for fsmount and mount_setattr
+IDMAP = 0x100000  # for mount_setattr alone
 
 _GETFSSYSFSPATH = 2 << 30 | 129 << 16 | 0x15 << 8 | 1  # FS_IOC_GETFSSYSFSPATH, include/uapi/linux/fs.h, Linux 6.9
 _MOUNT_ATTR = struct.Struct("<QQQQ")  # attributes to set, to clear, propagation, user namespace
@@ -127,6 +130,12 @@ def set_attributes(mount_fd: int, attributes: int = 0, *, private: bool = False,
     """
     packed = _MOUNT_ATTR.pack(attributes, 0, _MS_PRIVATE if private else 0, userns)
     _call("mount_setattr", _MOUNT_SETATTR, mount_fd, b"", _AT_EMPTY_PATH, packed, len(packed))
+
+
+def new_user_namespace() -> None:
+    """Move this process, which must have one thread, into a user namespace of its own."""
+    if _libc.unshare(_CLONE_NEWUSER):
+        raise MountSyscallError(ctypes.get_errno(), "unshare a user namespace", [])
 
 
 def unmount(target: str, *, detach: bool = False) -> None:

@@ -61,6 +61,10 @@ class DeadlineError(UnavailableError):
     """The time allowed for an operation ran out."""
 
 
+class DiskError(UnavailableError):
+    """A disk of this machine failed or refused, the node cache's for example; the store has no part in it."""
+
+
 class CancelledError(FloeError):
     """Nobody waits for the result any more (the reader was killed, the process is stopping)."""
 

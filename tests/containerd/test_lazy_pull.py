@@ -87,13 +87,14 @@ def start(lazy_node, tmp_path):
     """Starts a containerd that pulls through the node; all are stopped at the end."""
     started = []
 
-    def start(version):
+    def start(version, **settings):
         daemon = Containerd(
             version,
             tmp_path,
             snapshotter_address=lazy_node.node.config.address,
             snapshotter_root=lazy_node.node.config.root,
             registries=(lazy_node.registry.address,),
+            **settings,
         )
         started.append(daemon)
         return daemon
@@ -189,7 +190,7 @@ def test_layer_annotated_with_a_model_is_that_model_or_the_pull_fails(version, l
     assert figures(lazy_node).snapshots["lazy"] == 1
     pod = cri.run_pod("p")
     expected = hashlib.md5(content_of("model", 0, 1 << 20)).hexdigest()
-    assert cri.run(pod, reference, ["sh", "-c", "md5sum < /file0; ls /models"])[1].startswith(f"{expected}  -\n")
+    assert cri.run(pod, reference, ["sh", "-c", "md5sum < /file0; ls /models 2>&1"])[1].startswith(f"{expected}  -\n")
 
 
 @pytest.mark.parametrize("version", [version for version in versions() if version.is_2], ids=str)
@@ -232,3 +233,44 @@ def test_user_namespaces_stay_lazy(version, lazy_node, start, tmp_path):
     assert not (upper / "bin").exists()
     shown = daemon.ctr("tasks", "exec", "--exec-id=x", "c", "stat", "-c", "%u:%g", "/bin/busybox", "/", "/new").stdout
     assert shown.split() == ["0:0"] * 3
+
+
+@each_version()
+def test_without_remap_ids_containerd_changes_owners_and_floe_maps_nothing(version, lazy_node, start, tmp_path):
+    daemon = start(version, remap_ids=False)
+    cri = daemon.cri()
+    lazy = build_oci(tmp_path / "lazy", [busybox(), files(CONTENT)], tag="1")
+    plain = build_oci(tmp_path / "plain", [busybox(), files({"etc/motd": "plain"})], tag="1")
+    lazy_node.index(lazy)
+    mapped = ("--uidmap=0:100000:65536", "--gidmap=0:200000:65536", "--remap-labels")
+    for name, image, layers in (("lazy", lazy, 0), ("plain", plain, 2)):
+        reference = lazy_node.registry.add(image, name)
+        before = lazy_node.registry.layers_fetched()
+        cri.pull(reference)
+        # The first layer of both is the same, which is there lazily after the first pull.
+        assert lazy_node.registry.layers_fetched() - before <= layers
+        run = ("run", "--rm", "--snapshotter=floe", *mapped, reference, name)
+        shown = daemon.ctr(*run, "stat", "-c", "%u:%g", "/bin/busybox", "/", "/etc/motd").stdout
+        assert shown.split() == ["0:0"] * 3
+
+
+@each_version()
+def test_pods_start_while_the_store_is_unreachable(version, lazy_node, start, tmp_path):
+    image = build_oci(tmp_path / "image", [busybox(), files(CONTENT)], tag="1")
+    lazy_node.index(image)
+    reference = lazy_node.registry.add(image, "app")
+    daemon = start(version)
+    daemon.cri().pull(reference)
+    daemon.terminate()
+    (tmp_path / "store").rename(tmp_path / "gone")
+    lazy_node.node.restart()
+    assert lazy_node.node.failed == []
+    daemon.start()
+    cri = daemon.cri()
+    until(cri.ready)
+    # Ordinary images too, the one of the sandbox among them: they are not indexed.
+    other = lazy_node.registry.add(build_oci(tmp_path / "other", [busybox(), files({"x": "y\n"})], tag="1"), "other")
+    cri.pull(other)
+    pod = cri.run_pod("p")
+    assert cri.run(pod, reference, ["cat", "/etc/motd"]) == (0, "one\n")
+    assert cri.run(pod, other, ["cat", "/x"]) == (0, "y\n")

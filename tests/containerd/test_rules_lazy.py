@@ -440,3 +440,49 @@ def test_shared_and_cached_trees_are_never_listed(make):
     node = make()
     index(node, CHAIN, remote=False)
     assert node.client.names() == set()
+
+
+def test_update_cannot_take_the_ref_away(make):
+    node = make()
+    index(node, CHAIN)
+    prepare(node, "k", CHAIN)
+    (found,) = find(node, CHAIN)
+    for labels, paths in (({"k": "v"}, ()), ({"k": "v", REF: "other"}, ("labels",)), ({}, (f"labels.{REF}",))):
+        updated = node.client.update(found.name, labels, *paths)
+        assert updated.labels[REF] == CHAIN
+        assert updated.labels["k"] == "v"
+        assert prepare(node, "k", CHAIN) is Status.ALREADY_EXISTS
+        assert [info.name for info in find(node, CHAIN)] == [found.name]
+
+
+def test_packs_that_layers_share_are_counted_once(make):
+    node = make()
+    first, second = index(node, CHAIN, "one"), index(node, CHAIN_2, "two")
+    node.layers.pack_ids |= {first: frozenset("ab"), second: frozenset("bc")}
+    node.layer("base")
+    names = []
+    for chain, parent in ((CHAIN, ""), (CHAIN_2, ""), (CHAIN, "base")):
+        prepare(node, "k", chain, parent)
+        (found,) = find(node, chain, parent)
+        names.append(found.name)
+    assert [node.client.usage(name).inodes for name in names] == [3, 2, 0]
+    assert sum(node.client.usage(name).size for name in names) == 5 * 4096
+    # When the oldest goes, the next has it all.
+    node.client.remove(names[0])
+    node.snapshotter._measures._usage.clear()
+    assert [node.client.usage(name).inodes for name in names[1:]] == [3, 2]
+
+
+def test_trees_given_up_at_start_are_logged_and_counted(make, monkeypatch, caplog):
+    node = make()
+    for chain in (CHAIN, CHAIN_2):
+        index(node, chain)
+        prepare(node, "k", chain)
+    node.stop()
+    monkeypatch.setattr("floe.snapshotter.lazymounts.START_TIME", -1)
+    with caplog.at_level("WARNING"):
+        node.start()
+    assert len(node.failed) == 2
+    assert node.snapshotter.metrics().remount_failures == 2
+    assert "2 snapshots" in caplog.text
+    assert node.snapshotter.remount(node.failed) == []

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from support.snapshots import Node, Status, mounted, status
 
-from floe.snapshotter.metastore import SCHEMA_VERSION, Metastore
+from floe.snapshotter.metastore import Metastore
 from floe.snapshotter.mounts import GID_MAPPING, UID_MAPPING
+from floe.snapshotter.schema import SCHEMA_VERSION
 from floe.snapshotter.service import LIST_BLOCK
 from floe.store.errors import BadInputError, BusyError, DamagedError, NoSpaceError, UnsupportedError
 
@@ -175,3 +176,28 @@ def test_errors_of_the_disk_have_their_own_class(node, monkeypatch):
     monkeypatch.setattr("tempfile.mkdtemp", full)
     with pytest.raises(NoSpaceError, match="new directory"):
         node.snapshotter.prepare("a", "", {})
+
+
+def test_commit_of_an_unknown_key_as_a_taken_name(node):
+    node.layer("one")
+    node.client.view("v", "one")
+    # In overlayfs's order: the key, the name, the kind.
+    assert status(node.client.commit, "one", "nobody") is Status.NOT_FOUND
+    assert status(node.client.commit, "one", "v") is Status.ALREADY_EXISTS
+    assert status(node.client.commit, "two", "v") is Status.FAILED_PRECONDITION
+
+
+def test_database_of_the_version_before_is_brought_up_to_date(node):
+    node.layer("one", files={"a": "1"})
+    node.stop()
+    path = node.config.root / "metadata.db"
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE snapshots DROP COLUMN remapped")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    node.start()
+    node.client.prepare("x-remap", "one")
+    node.client.commit("x", "x-remap")
+    assert node.client.names() == {"one", "x"}
+    assert node.snapshotter.stat("x").remapped
+    assert not node.snapshotter.stat("one").remapped

@@ -7,13 +7,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 import pytest
-from support.snapshots import SnapshotsClient
+from support.snapshots import DirectoryLayers, SnapshotsClient, status
+
+from floe.snapshotter import service
+from floe.snapshotter.config import SnapshotterConfig
+from floe.snapshotter.daemon import run
+from floe.snapshotter.snapshotter import Figures, Snapshotter
+from floe.snapshotter.statussocket import StatusSocket
+from floe.store.errors import BusyError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -114,6 +123,96 @@ def test_second_daemon_on_a_directory_names_the_first(daemon):
         assert str(process.pid) in second.stderr
         with SnapshotsClient(daemon.address) as client:
             client.prepare("still served", "")
+
+
+def test_second_daemon_on_a_run_directory_harms_nothing(daemon):
+    with daemon.running() as process:
+        before = daemon.status()["pid"]
+        flags = (f"--root={daemon.base}/another", f"--address={daemon.base}/another.sock")
+        second = subprocess.run(daemon.command(*flags), capture_output=True, text=True, timeout=30, check=False)
+        assert second.returncode == 1
+        assert str(process.pid) in second.stderr
+        assert str(daemon.run_dir) in second.stderr
+        assert daemon.status()["pid"] == before == process.pid
+
+
+def test_a_status_socket_that_is_served_is_not_taken(tmp_path):
+    first = StatusSocket(tmp_path, lambda: Figures({}, {}, "closed", 0, 0, {}))
+    with pytest.raises(BusyError, match="another process listens"):
+        StatusSocket(tmp_path, lambda: Figures({}, {}, "closed", 0, 0, {}))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(tmp_path / "snapshotter-status.sock"))
+        assert json.loads(connection.makefile().readline())["pid"] == os.getpid()
+    first.close()
+    # What a killed one left is replaced.
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "snapshotter-status.sock"))
+    StatusSocket(tmp_path, lambda: Figures({}, {}, "closed", 0, 0, {})).close()
+
+
+def test_a_stop_waits_for_a_clean_up_to_end_early(tmp_path):
+    """The claim on the root stays until nobody changes it any more, which is soon."""
+    config = SnapshotterConfig(
+        address=tmp_path / "r" / "s.sock",
+        root=tmp_path / "root",
+        run_dir=tmp_path / "r",
+        cache_dir=tmp_path / "cache",
+        store_url="memory://",
+    )
+    layers, stop = DirectoryLayers(), threading.Event()
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow_unlink(name, *, dir_fd=None):
+        if dir_fd is not None:
+            entered.set()
+            leave.wait(20)
+        real_unlink(name, dir_fd=dir_fd)
+
+    real_unlink = os.unlink
+    server = threading.Thread(target=run, args=(config, layers, stop))
+    with pytest.MonkeyPatch.context() as patch, SnapshotsClient(config.address) as client:
+        patch.setattr(service, "GRACE", 0.1)
+        server.start()
+        uppers = [Path(client.prepare(key, "")[0].source) for key in ("old", "young")]
+        for upper in uppers:
+            for number in range(10):
+                (upper / str(number)).touch()
+        for key in ("old", "young"):
+            client.remove(key)
+        patch.setattr(os, "unlink", slow_unlink)
+        with ThreadPoolExecutor(1) as pool:
+            cleaning = pool.submit(status, client.cleanup)
+            assert entered.wait(20)
+            stop.set()
+            # The call is given up, but its thread is not done: nor is the server.
+            assert cleaning.result() is not grpc.StatusCode.OK
+            server.join(1)
+            assert server.is_alive()
+            leave.set()
+            server.join(20)
+    assert not server.is_alive()
+    # One file was being deleted, the others are left to the next start.
+    assert sorted(len(list(upper.iterdir())) for upper in uppers) == [9, 10]
+    again = Snapshotter(config, layers)
+    again.start()
+    again.tidy()
+    again.close()
+    assert not any(upper.exists() for upper in uppers)
+
+
+def test_a_signal_that_another_thread_gets_stops_it():
+    script = (
+        "import signal; from floe.snapshotter.daemon import _stop_signal; stop = _stop_signal();"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}); print(flush=True); stop.wait()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    with process:
+        process.stdout.readline()
+        process.terminate()
+        try:
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
 
 
 def test_survives_kill(daemon):

@@ -1,6 +1,8 @@
 """The snapshotter with everything real below it: store, node cache, tree mounts; no containerd."""
 
 import os
+import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,56 @@ def test_after_a_reboot_trees_are_mounted_again_without_the_store(store_node):
     assert store_node.node.client.mounts("c") == before
     with mounted(before, store_node.base) as root:
         assert (root / "file0").read_bytes() == content_of("one", 0, SIZE)
+
+
+def test_clean_up_after_a_reboot_drops_the_pins_of_what_was_removed(store_node):
+    client = store_node.node.client
+    names = {
+        store_node.pull(chain): tree for chain, tree in (store_node.index(text) for text in ("one", "two", "three"))
+    }
+    (gone, lost, kept) = names
+    client.remove(gone)
+    store_node.node.stop()
+    for entry in reversed(read_mounts()):
+        if Path(entry.target).is_relative_to(store_node.base):
+            os.system(f"umount {entry.target}")
+    shutil.rmtree(store_node.mounts.run)
+    # One is removed before the reboot; another's row is lost, as with a database put back from a backup.
+    with sqlite3.connect(store_node.node.config.root / "metadata.db") as db:
+        db.execute("DELETE FROM snapshots WHERE name = ?", (lost,))
+    db.close()
+    store_node.mounter = store_node.mounts.mounter()
+    store_node.node.layers = StoreLayers(store_node.catalog, store_node.trees, store_node.mounter)
+    store_node.node.start()
+    trees = {name: store_node.trees.fetch_local(tree) for name, tree in names.items()}
+    pinned = {name for name, tree in trees.items() if store_node.mounts.cache.pins(tree.packs[0].id)}
+    assert pinned == {kept}
+
+
+def test_clean_up_finishes_what_a_release_had_to_leave(store_node):
+    client = store_node.node.client
+    chain, tree = store_node.index("one")
+    name = store_node.pull(chain)
+    # An overlay in another place keeps the tree's superblock after its unmount.
+    with mounted(client.prepare("c", name), store_node.base):
+        client.remove("c")
+        client.remove(name)
+        client.cleanup()
+        local = store_node.trees.fetch_local(tree)
+        assert store_node.mounts.cache.pins(local.packs[0].id)
+    client.cleanup()
+    assert not store_node.mounts.cache.pins(local.packs[0].id)
+
+
+def test_uses_are_those_the_mounter_has_recorded(store_node):
+    chain, tree = store_node.index("one")
+    store_node.pull(chain)
+    assert store_node.node.layers.uses() == [(tree, "snapshot-1")]
+    local = store_node.trees.fetch_local(tree)
+    assert store_node.node.layers.packs(tree) == {pack.id for pack in local.packs}
+    assert store_node.node.layers.packs("f" * 64) is None
+    usage = store_node.node.layers.usage(tree, frozenset(pack.id for pack in local.packs))
+    assert (usage.inodes, usage.size < SIZE) == (1, True)
 
 
 def test_layer_that_needs_the_pack_filesystem(store_node):

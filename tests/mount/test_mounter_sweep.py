@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,12 @@ from pathlib import Path
 import pytest
 from support.mounts import content_of, until
 
+from floe.mount.modelmount import mount_model, umount_model
 from floe.mount.mounter import MountState, TreeMounter
+from floe.mount.mountinfo import read_mounts
 from floe.mount.runner import MountRunner, OperationError
 from floe.mount.state import NATIVE, MountRecord
+from floe.mount.syscalls import unmount
 from floe.store.errors import BusyError, DeadlineError, UnavailableError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -193,3 +197,54 @@ def test_many_users_at_once_share_one_mount_and_leave_nothing(node):
     assert mounters[0].check(tree.digest) is MountState.MISSING
     assert node.cache.pins(tree.packs[0].id) == set()
     assert mounters[0].mounts() == []
+
+
+def reboot(node):
+    """No mounts, and nothing in the run directory; the cache with its pins is on disk."""
+    for entry in reversed(read_mounts()):
+        if entry.target.startswith(f"{node.run}/"):
+            unmount(entry.target)
+    shutil.rmtree(node.run)
+    node.run.mkdir()
+    return node.mounter()
+
+
+def test_a_release_after_a_reboot_drops_the_pins(node):
+    tree, kept = node.tree(), node.tree("kept")
+    mounter = node.mounter()
+    mounter.mount(tree, "a")
+    mounter.mount(kept, "a")
+    assert node.cache.pins(tree.packs[0].id) == node.pin(tree)
+    mounter = reboot(node)
+    mounter.release(tree.digest, "a")
+    assert node.cache.pins(tree.packs[0].id) == set()
+    assert node.cache.pins(kept.packs[0].id) == node.pin(kept)
+    mounter.mount(kept, "a")
+    mounter.release(kept.digest, "a")
+    assert node.cache.pins(kept.packs[0].id) == set()
+
+
+def test_a_release_whose_record_was_lost_drops_the_pins(node):
+    tree = node.tree()
+    mounter = node.mounter()
+    mounter.mount(tree, "a")
+    mounter.state.forget(tree.digest)
+    node.serve()  # without its record the mount is taken to need the pack filesystem
+    mounter.release(tree.digest, "a")
+    assert mounter.check(tree.digest) is MountState.MISSING
+    assert node.cache.pins(tree.packs[0].id) == set()
+
+
+def test_mounting_a_model_drops_the_pins_of_models_before_the_reboot(node, tmp_path):
+    old, new = node.tree("old"), node.tree("new")
+
+    def mount(tree, mounter, place):
+        mount_model(tree, place, mounter, model="m", start_packfs=pytest.fail, stop_packfs=pytest.fail)
+
+    mount(old, node.mounter(), tmp_path / "old")
+    unmount(str(tmp_path / "old"))
+    mounter = reboot(node)
+    mount(new, mounter, tmp_path / "new")
+    assert node.cache.pins(old.packs[0].id) == set()
+    assert node.cache.pins(new.packs[0].id) == node.pin(new)
+    umount_model(tmp_path / "new", mounter, stop_packfs=pytest.fail)

@@ -63,7 +63,7 @@ def each_version() -> pytest.MarkDecorator:
 class Containerd:
     """A running containerd. `snapshotter_address` adds the proxy plugin `floe` and makes CRI use it.
 
-    `mirrors` maps registry hosts (host:port) to plain HTTP. `annotations` turns CRI's snapshot annotations on.
+    `remap_ids`: with the capability of that name, on 2.x. `mirrors` maps registry hosts (host:port) to plain HTTP. `annotations` turns CRI's snapshot annotations on.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Containerd:
         snapshotter: str | None = None,
         registries: tuple[str, ...] = (),
         annotations: bool = False,
+        remap_ids: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.version = version
@@ -89,6 +90,7 @@ class Containerd:
         self.snapshotter_root = snapshotter_root
         self.snapshotter = snapshotter or ("floe" if snapshotter_address else "overlayfs")
         self.annotations = annotations
+        self.remap_ids = remap_ids
         self.log = base / "containerd.log"
         self.env = {**os.environ, "PATH": f"{version.bin}:{HOST_PATH}", **(env or {})}
         self._hosts(registries)
@@ -213,7 +215,7 @@ class Containerd:
         proxy = ""
         if self.snapshotter_address:
             root = self.snapshotter_root or self.snapshotter_address.parent
-            remap = 'capabilities = ["remap-ids"]\n' if self.version.is_2 else ""
+            remap = 'capabilities = ["remap-ids"]\n' if self.version.is_2 and self.remap_ids else ""
             proxy = (
                 f'[proxy_plugins.floe]\ntype = "snapshot"\naddress = "{self.snapshotter_address}"\n{remap}'
                 f'[proxy_plugins.floe.exports]\nroot = "{root}"\n'

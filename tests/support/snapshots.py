@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -117,7 +118,7 @@ class DirectoryLayers:
     """Lazy layers for tests: a tree is a directory, bound read-only; `trees` maps digests to those in the node cache,
     `remote` those only the network has, `chains` chain ids to digests.
 
-    `fail` (stage to error) breaks a stage: resolve, fetch, mount, bind, unbind, release. `gate`, when set to an Event,
+    `pack_ids` maps digests to their packs, `swept` counts sweeps. `fail` (stage to error) breaks a stage: resolve, fetch, mount, bind, unbind, release. `gate`, when set to an Event,
     holds up every network call until it is set. `network` counts network calls, `owners` the uses of each tree.
     """
 
@@ -131,6 +132,8 @@ class DirectoryLayers:
         self.owners: dict[str, set[str]] = {}
         self.sick: set[str] = set()
         self.bound: list[Path] = []
+        self.pack_ids: dict[str, frozenset[str]] = {}
+        self.swept = 0
 
     def _stage(self, name: str) -> None:
         if name in self.fail:
@@ -180,8 +183,19 @@ class DirectoryLayers:
     def healthy(self, tree: str) -> bool:
         return tree not in self.sick
 
-    def usage(self, tree: str) -> Usage:
-        return Usage(4096, 1)
+    def usage(self, tree: str, without: AbstractSet[str] = frozenset()) -> Usage:
+        """A page for the image and one for each pack."""
+        packs = len(self.pack_ids.get(tree, frozenset()) - without)
+        return Usage(4096 * (1 + packs), 1 + packs)
+
+    def packs(self, tree: str) -> frozenset[str] | None:
+        return self.pack_ids.get(tree, frozenset()) if tree in self.trees else None
+
+    def uses(self) -> list[tuple[str, str]]:
+        return [(tree, owner) for tree, owners in self.owners.items() for owner in owners]
+
+    def sweep(self) -> None:
+        self.swept += 1
 
     def busy(self) -> None:
         self.fail["release"] = BusyError("a read is in flight")

@@ -98,10 +98,10 @@ def test_the_table_of_metrics_is_what_is_exported():
 def test_the_reasons_and_events_are_the_code_s():
     assert column(OPERATIONS, "reason") == list(resolver.REASONS)
     assert sorted(column(OPERATIONS, "event of packfs")) == sorted(packfs_metrics._EVENTS.values())
-    tree = ast.parse((ROOT / "snapshotter/snapshotter.py").read_text())
     counted = {
         call.args[0].value
-        for call in ast.walk(tree)
+        for name in ("snapshotter", "cleaning")
+        for call in ast.walk(ast.parse((ROOT / f"snapshotter/{name}.py").read_text()))
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "_count"
     }
     (row,) = (row for row in rows(OPERATIONS, "metric") if code(row[0]) == ["floe_snapshotter_events_total"])

@@ -49,6 +49,33 @@ def test_matching(filters, expected):
     assert [name[0] for name, fields in SNAPSHOTS.items() if matches(fields)] == expected.split()
 
 
+# What Go's regexp answers; Python's re reads each of these otherwise, or not at all.
+@pytest.mark.parametrize(
+    ("pattern", "name", "expected"),
+    [
+        ("x$", "x\n", False),
+        ("^[[:alpha:]]+$", "abc", True),
+        (r"^\pL$", "é", True),
+        (r"x\z", "x", True),
+        (r"x\Z", "x", False),
+        (r"\d", "٣", False),
+        (r"^\w$", "é", False),
+        ("a(?=b)", "ab", False),
+        (r"(a)\1", "aa", False),
+        ("a++", "aa", False),
+        ("(?:", "(?:", False),
+    ],
+)
+def test_regular_expressions_are_go_s(pattern, name, expected):
+    assert parse_filters([f"name~=|{pattern}|".replace("\\", "\\\\")])(info_fields(name, "", "view", {})) is expected
+
+
+def test_no_regular_expression_takes_for_ever():
+    matches = parse_filters(["name~=/(a|a)+$/", "name~=/(a*)*b$/"])
+    # Python's re would take longer than the age of the universe.
+    assert not matches(info_fields("a" * 2000 + "!", "", "view", {}))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from floe.snapshotter.metastore import Kind, Snapshot
 from floe.snapshotter.mounts import (
     GID_MAPPING,
     UID_MAPPING,
@@ -15,6 +14,7 @@ from floe.snapshotter.mounts import (
     root_owner,
     snapshot_mounts,
 )
+from floe.snapshotter.schema import Kind, Snapshot
 from floe.store.errors import BadInputError
 
 PLACES = Places(Path("/r"))
@@ -65,7 +65,7 @@ def test_only_overlays_above_trees_for_user_namespaces_need_clones():
     assert not needs_clones(view, [lazy], PLACES)
     assert not needs_clones(active, [one], PLACES)
     assert not needs_clones(snapshot(9, Kind.ACTIVE), [one, lazy], PLACES)
-    (mount,) = snapshot_mounts(active, [Path("/r/s/9/l/0")], PLACES, (), cloned=True)
+    (mount,) = snapshot_mounts(active, [Path("/r/s/9/l/0")], PLACES, (), mapped=True)
     assert mount.options == ("workdir=/r/s/9/work", "upperdir=/r/s/9/fs", "lowerdir=/r/s/9/l/0")
 
 

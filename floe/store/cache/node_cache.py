@@ -29,7 +29,7 @@ from urllib.parse import quote, unquote
 from cachetools import LRUCache
 
 from floe.store.cache.durable import create_sparse, sync_folder, write_durably
-from floe.store.errors import BadInputError, DamagedError, FloeError, NoSpaceError, NotFoundError, UnavailableError
+from floe.store.errors import BadInputError, DamagedError, DiskError, FloeError, NoSpaceError, NotFoundError
 from floe.store.ids import Buffer, check_hexdigest, hexdigest, is_hexdigest
 from floe.store.packindex import PackIndex
 
@@ -219,7 +219,7 @@ def _pin_name(owner: str) -> str:
 
 @contextlib.contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """OSError becomes NoSpaceError or UnavailableError that names `what`."""
+    """OSError becomes NoSpaceError or DiskError that names `what`."""
     try:
         yield
     except FloeError:
@@ -229,6 +229,6 @@ def disk_errors(what: str) -> Iterator[None]:
             raise NoSpaceError(
                 f"{what}: the disk is full", hint="free some space or set a smaller cache_size"
             ) from error
-        raise UnavailableError(
+        raise DiskError(
             f"{what}: {error.strerror or error}", hint="check the disk, its mount and its permissions"
         ) from error
