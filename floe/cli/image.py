@@ -15,6 +15,7 @@ from floe.store.errors import BadInputError, NotFoundError
 
 if TYPE_CHECKING:
     from floe.store.catalog import Catalog
+    from floe.store.errors import FloeError
     from floe.store.records import ImageRecord
 
 _SOURCES = "HOST/NAME[:TAG|@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]"
@@ -42,8 +43,12 @@ def add_parser(commands: Commands) -> None:
     )
     for parser in (index, attach):
         parser.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
-        parser.add_argument("--plain-http", action="store_true", help="talk to the registry without TLS")
         add_settings(parser, "registry_config")
+    index.add_argument("--plain-http", action="store_true", help="talk to the registry without TLS")
+    attach.add_argument("--plain-http", action="store_true", help="talk to both registries without TLS")
+    for side in ("source", "target"):
+        text = f"talk to {side.upper()}'s registry without TLS"
+        attach.add_argument(f"--{side}-plain-http", action="store_true", help=text)
     add_settings(index, *PUSHING)
     for parser in (index, listing, show, remove, attach):
         add_json(parser)
@@ -82,13 +87,18 @@ def run_index(args: argparse.Namespace) -> int:
 
 
 def run_ls(args: argparse.Namespace) -> int:
-    """All image records."""
+    """All image records; one that is damaged is listed as such, and fails the command at its end."""
     settings = settings_of(args)
+    damaged: dict[str, FloeError] = {}
     with open_catalog(settings) as catalog:
-        records = list(catalog.images())
+        records = list(catalog.images(lambda key, error: damaged.update({f"sha256:{key.rpartition('/')[2]}": error})))
+    for digest, error in damaged.items():
+        output.note(f"{digest}: {error}")
+    code = 1 if damaged else 0
     if args.json:
-        output.print_json([_summary(record) for record in records])
-        return 0
+        broken = [{"digest": digest, "error": str(error)} for digest, error in damaged.items()]
+        output.print_json([*map(_summary, records), *broken])
+        return code
     output.table(
         ("NAME", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "INDEXED"),
         (
@@ -103,7 +113,7 @@ def run_ls(args: argparse.Namespace) -> int:
             for record in records
         ),
     )
-    return 0
+    return code
 
 
 def run_show(args: argparse.Namespace) -> int:
@@ -131,7 +141,7 @@ def run_show(args: argparse.Namespace) -> int:
         (
             (layer["diff_id"], format_size(layer["content_bytes"]), str(layer["files"]), str(layer["packs"]), "indexed")
             if layer["indexed"]
-            else (layer["diff_id"], "", "", "", "model" if shown["models"] else "not indexed")
+            else (layer["diff_id"], "", "", "", "model" if layer["model"] else "not indexed")
             for layer in shown["layers"]
         ),
     )
@@ -167,7 +177,8 @@ def run_attach(args: argparse.Namespace) -> int:
             args.target,
             models,
             platform=args.platform,
-            plain_http=args.plain_http,
+            plain_http=args.plain_http or args.source_plain_http,
+            target_plain_http=args.plain_http or args.target_plain_http,
             registry_config=settings.registry_config,
             progress=progress,
         )
@@ -197,11 +208,15 @@ def find(catalog: Catalog, text: str) -> ImageRecord:
 
 
 def describe(catalog: Catalog, record: ImageRecord) -> dict[str, Any]:
-    """An image as --json shows it; sizes in bytes, layers bottom first."""
+    """An image as --json shows it; sizes in bytes, layers bottom first. An attached model is a layer: the topmost ones."""
+    attachment = catalog.attachment(record.manifest_digest)
+    models = list(attachment.models) if attachment else []
     layers: list[dict[str, Any]] = []
-    for diff_id, chain_id in zip(record.diff_ids, record.chain_ids, strict=True):
+    for number, (diff_id, chain_id) in enumerate(zip(record.diff_ids, record.chain_ids, strict=True)):
         found = catalog.layer(diff_id)
+        place = number - (len(record.diff_ids) - len(models))
         layer: dict[str, Any] = {"diff_id": diff_id, "chain_id": chain_id, "indexed": found is not None}
+        layer["model"] = models[place]["name"] if found is None and place >= 0 else None
         if found is not None:
             digest, manifest = found
             layer |= {
@@ -212,8 +227,7 @@ def describe(catalog: Catalog, record: ImageRecord) -> dict[str, Any]:
                 "packs": len(manifest.packs),
             }
         layers.append(layer)
-    attachment = catalog.attachment(record.manifest_digest)
-    return {**_summary(record), "layers": layers, "models": list(attachment.models) if attachment else []}
+    return {**_summary(record), "layers": layers, "models": models}
 
 
 def _summary(record: ImageRecord) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from floe.cli import completion, image, model, packfs, snapshotter, status, umount, version
 from floe.cli.exit import USAGE, guard
-from floe.cli.options import Parser, add_shared
+from floe.cli.options import Parser, add_commands, add_shared
 
 _NOUNS = (model, umount, image, status, packfs, snapshotter, version, completion)
 
@@ -20,11 +20,11 @@ def build_parser() -> argparse.ArgumentParser:
         prog="floe",
         description="Containers and models that start before they have arrived.",
         epilog="Exit status: 0 done, 1 failed, 2 used wrongly. Settings come from the file, then FLOE_* variables, "
-        "then flags; later wins. Every setting's flag may stand before or after the command.",
+        "then flags; later wins. A setting's flag may stand before or after the command that goes by it.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     add_shared(parser)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands = add_commands(parser, "command")
     for noun in _NOUNS:
         noun.add_parser(commands)
     return parser

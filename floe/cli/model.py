@@ -11,7 +11,7 @@ from floe.cli.context import make_spool, open_catalog
 from floe.cli.names import parse_label, parse_model, parse_tagged
 from floe.cli.options import PUSHING, Commands, add_command, add_commands, add_json, add_settings, settings_of
 from floe.cli.sizes import format_size
-from floe.store.errors import DamagedError, FloeError, NotFoundError, UnsupportedError
+from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
     from floe.store.catalog import Catalog
@@ -82,13 +82,16 @@ def run_push(args: argparse.Namespace) -> int:
 
 
 def run_ls(args: argparse.Namespace) -> int:
-    """All models, by name and tag; one whose manifest is damaged is listed as such and fails the command at its end."""
+    """All models, by name and tag; one whose ref or manifest is damaged is listed as such, and fails the command at its end."""
     settings = settings_of(args)
+    damaged: list[tuple[str, FloeError]] = []
     with open_catalog(settings) as catalog:
         listed = [
             (ref, record.manifest, record.updated, _manifest(catalog, record.manifest))
-            for ref, record in catalog.models()
+            for ref, record in catalog.models(lambda key, error: damaged.append((key, error)))
         ]
+    listed += [(ref, "", "", error) for key, error in damaged if (ref := _model_at(key))]
+    listed.sort(key=lambda item: str(item[0]))
     if args.json:
         output.print_json([_listed(*item) for item in listed])
     else:
@@ -173,6 +176,16 @@ def stored_bytes(manifest: Manifest) -> int:
     return sum(pack.stored_size for pack in manifest.packs)
 
 
+def _model_at(key: str) -> ModelRef | None:
+    """Whose ref is at `key`; None: nobody's, and then nobody misses it."""
+    from floe.store.layout import parse_model_ref_key  # noqa: PLC0415 - lazy: keeps --help fast
+
+    try:
+        return parse_model_ref_key(key)
+    except BadInputError:
+        return None
+
+
 def _manifest(catalog: Catalog, digest: str) -> Manifest | FloeError:
     try:
         return catalog.get_manifest(digest)
@@ -182,7 +195,8 @@ def _manifest(catalog: Catalog, digest: str) -> Manifest | FloeError:
 
 def _listed(ref: ModelRef, digest: str, updated: str, manifest: Manifest | FloeError) -> dict[str, Any]:
     if isinstance(manifest, FloeError):
-        return {"ref": str(ref), "name": ref.name, "tag": ref.tag, "manifest": digest, "error": str(manifest)}
+        named = {"ref": str(ref), "name": ref.name, "tag": ref.tag, "manifest": digest or None}
+        return {**named, "error": str(manifest)}
     return {**describe(ref, digest, manifest), "updated": updated}
 
 

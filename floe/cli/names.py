@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 
 from floe.store.errors import BadInputError
-from floe.store.ids import ModelRef
+from floe.store.ids import ModelRef, check_text
 
 ORIGINAL_NAME = "floe.original-name"
 _LABEL_KEY = re.compile(r"[A-Za-z0-9]([-._/A-Za-z0-9]*[A-Za-z0-9])?")
@@ -57,7 +57,7 @@ def parse_label(text: str) -> tuple[str, str]:
         )
     if key.startswith("floe."):
         raise BadInputError(f"label {key!r} begins with 'floe.', which Floe keeps for itself")
-    return key, value
+    return key, check_text(value, f"label {key!r}:")
 
 
 def parse_placed_model(text: str) -> tuple[ModelRef, str]:
@@ -69,4 +69,4 @@ def parse_placed_model(text: str) -> tuple[ModelRef, str]:
     parts = PurePosixPath(path).parts
     if not path.startswith("/") or ".." in parts or len(parts) < 2 or "\0" in path:
         raise BadInputError(f"{path!r} is no place for a model", hint="give an absolute path such as /opt/model")
-    return ref, str(PurePosixPath("/", *parts[1:]))
+    return ref, check_text(str(PurePosixPath("/", *parts[1:])), "path")

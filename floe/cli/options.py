@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 from floe.cli import logs
 from floe.cli import settings as settings_module
 from floe.cli.exit import USAGE
-from floe.cli.settings import HELP, Settings, flag_name
+from floe.cli.settings import HELP, KEYS, Settings, flag_name
 
 # argparse has no public name for what add_subparsers returns.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
@@ -46,17 +46,18 @@ def add_command(
     return parser
 
 
-def add_commands(parser: argparse.ArgumentParser) -> Commands:
-    """The commands below a noun."""
-    return parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+def add_commands(parser: argparse.ArgumentParser, dest: str | None = None) -> Commands:
+    """The commands below a noun, or below `floe` itself; before them stands any setting's flag."""
+    for key in KEYS:
+        if key not in SHARED:  # those are there already, and shown
+            _add_setting(parser, key, help=argparse.SUPPRESS)
+    return parser.add_subparsers(dest=dest or argparse.SUPPRESS, metavar="COMMAND", parser_class=Parser)
 
 
 def add_settings(parser: argparse.ArgumentParser, *keys: str, aliases: tuple[str, ...] = ()) -> None:
     """A flag for each setting in `keys`. No default here: a flag not given leaves file and environment alone."""
     for key in keys:
-        parser.add_argument(
-            f"--{flag_name(key)}", *aliases, dest=key, default=argparse.SUPPRESS, metavar=_metavar(key), help=HELP[key]
-        )
+        _add_setting(parser, key, *aliases)
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
@@ -69,9 +70,18 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         help=f"settings file, '' for none ({settings_module.DEFAULT_CONFIG})",
     )
     for key in SHARED:
-        group.add_argument(
-            f"--{flag_name(key)}", dest=key, default=argparse.SUPPRESS, metavar=_metavar(key), help=HELP[key]
-        )
+        _add_setting(group, key)
+
+
+def _add_setting(parser: argparse._ActionsContainer, key: str, *aliases: str, help: str | None = None) -> None:  # noqa: A002 - argparse's names
+    parser.add_argument(
+        f"--{flag_name(key)}",
+        *aliases,
+        dest=key,
+        default=argparse.SUPPRESS,
+        metavar=_metavar(key),
+        help=help or HELP[key],
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,8 @@
   directories 0555); set-id and sticky bits go. They belong to root: a model looks the same whoever pushed it.
 - Times are kept, with a nanosecond that is never zero: containerd compares the content of files whose nanosecond is.
 - Of extended attributes only `user.*` is kept. Names of one inode inside the directory stay hard links.
-- A symlink that stays inside the directory is kept as it is. One that leads outside (Hugging Face's cache links
+- A symlink that stays inside the directory is kept as it is; one to a directory inside that is absolute, or passes
+  through the outside, is made relative. One that leads outside (Hugging Face's cache links
   `snapshots/<sha>/x` to `../../blobs/<hash>`) is replaced by the regular file it leads to. Dangling ones, ones that
   lead to a directory outside, sockets, fifos and devices are refused.
 """
@@ -159,9 +160,11 @@ class _Scanner:
                 f"{shown(path)} is a symlink that leads nowhere", hint="remove it, or restore what it links to"
             ) from error
         lexical = os.path.normpath(os.path.join(os.path.dirname(relative), link))  # noqa: PTH118, PTH120 - raw bytes
-        if self._inside(real) and not link.startswith(b"/") and lexical.split(b"/")[0] != b"..":
-            seconds, nanoseconds = _times(found)
-            return Node(stat.S_IFLNK | 0o777, mtime=seconds, mtime_ns=nanoseconds, link=link)
+        if self._inside(real):
+            if not link.startswith(b"/") and lexical.split(b"/")[0] != b"..":
+                return _symlink_node(link, found)
+            if stat.S_ISDIR(target.st_mode):
+                return _symlink_node(os.path.relpath(real, os.path.dirname(path)), found)  # noqa: PTH120 - raw bytes
         if stat.S_ISREG(target.st_mode):
             return self._file(real, target, shared=True)
         raise BadInputError(
@@ -171,6 +174,11 @@ class _Scanner:
 
     def _inside(self, real: bytes) -> bool:
         return real == self._top or real.startswith(self._top.rstrip(b"/") + b"/")
+
+
+def _symlink_node(link: bytes, found: os.stat_result) -> Node:
+    seconds, nanoseconds = _times(found)
+    return Node(stat.S_IFLNK | 0o777, mtime=seconds, mtime_ns=nanoseconds, link=link)
 
 
 def _directory_node(path: bytes, found: os.stat_result) -> Node:

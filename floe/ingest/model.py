@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from floe.ingest.chunker import shown
 from floe.ingest.directory import scan_directory
 from floe.ingest.publish import Ingest, Progress
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError
-from floe.store.ids import ModelRef
+from floe.store.ids import ModelRef, check_text
 from floe.store.packindex import MODEL_FRAME
 from floe.store.records import KIND_MODEL, Manifest
 
@@ -52,6 +54,8 @@ def push_model(
     """
     if ref.digest is not None:
         raise BadInputError(f"cannot push to {ref}: a digest names what is stored already", hint="give NAME[:TAG]")
+    for key, value in (labels or {}).items():
+        check_text(value, f"label {key!r}:")
     scan = scan_directory(directory)
     if progress is not None:
         progress.total(scan.total)
@@ -61,7 +65,7 @@ def push_model(
         digest, manifest = ingest.finish(
             scan.root,
             KIND_MODEL,
-            f"directory:{directory.resolve().name}",
+            f"directory:{shown(os.fsencode(directory.resolve().name))}",
             labels,
             previous=_previous(catalog, ref),
         )

@@ -5,19 +5,19 @@ small files go to the second, each on the next 4 KiB block. Since the first sect
 of every frame size, both are cut into frames on their own and joined when the pack is sealed.
 
 One thread calls a PackWriter; frames are hashed and compressed in the pool. At most `_PENDING` bytes of content a
-section wait for it. Equal chunks added in equal order give equal packs.
+section wait for it. Equal chunks added in equal order give equal packs, as long as the spool has room: when packs of several
+writers fill it, one is sealed before it is full.
 """
 
 from __future__ import annotations
 
 import errno
-import shutil
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from floe.store.errors import FloeError, NoSpaceError, UnavailableError
 from floe.store.frames import encode_frame
@@ -34,6 +34,7 @@ from floe.store.packindex import (
 )
 
 _PENDING = 8 << 20  # bytes of content of a section that wait to be encoded or written
+_JOIN = 16 << 20  # bytes moved at a time when sections are joined
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,35 @@ class _Section:
             self._file = None
 
 
+class SpoolDirectory(Protocol):
+    """Where packs are spooled: a directory of one's own, and a limit to what may lie there (spool.Spool)."""
+
+    path: Path
+
+    @property
+    def share(self) -> int:
+        """Bytes of an open pack from which on it is sealed early when there is no room."""
+        ...
+
+    def take(self, nbytes: int, *, wait: bool) -> bool:
+        """Reserve room; False: there is none."""
+        ...
+
+    def give_back(self, nbytes: int) -> None:
+        """So much of it is free again."""
+        ...
+
+
 class PackWriter:
     """Places chunks into packs of at most `max_content` bytes; `sealed` gets each pack as soon as it is full.
 
-    `spool` is an existing directory of its own. NoSpaceError or UnavailableError when it cannot be written.
+    Room for content is taken from `spool`; whoever gets a sealed pack gives `index.content_size` bytes of it back.
+    NoSpaceError or UnavailableError when it cannot be written.
     """
 
     def __init__(
         self,
-        spool: Path,
+        spool: SpoolDirectory,
         frame_size: int,
         pool: Executor,
         sealed: Callable[[SealedPack], None],
@@ -149,8 +170,9 @@ class PackWriter:
         self._open_sections()
 
     def _open_sections(self) -> None:
-        self._full = _Section(self._spool / f"{self._number}.full", self._frame_size, self._pool)
-        self._small = _Section(self._spool / f"{self._number}.small", self._frame_size, self._pool)
+        path = self._spool.path
+        self._full = _Section(path / f"{self._number}.full", self._frame_size, self._pool)
+        self._small = _Section(path / f"{self._number}.small", self._frame_size, self._pool)
         self._number += 1
 
     @property
@@ -160,12 +182,17 @@ class PackWriter:
 
     def add(self, chunk: Chunk, data: bytes) -> None:
         """Take `data` as the content of `chunk`, whose place is known once its pack is sealed."""
-        if self.open_content + blocks(len(data)) * BLOCK > self._max_content:
+        size = blocks(len(data)) * BLOCK
+        if self.open_content + size > self._max_content:
             self.seal()
+        if not self._spool.take(size, wait=False):
+            if self.open_content >= self._spool.share:
+                self.seal()
+            self._spool.take(size, wait=True)
         try:
             (self._full if len(data) == CHUNK else self._small).add(chunk, data)
         except OSError as error:
-            raise spool_failure(error, self._spool) from error
+            raise spool_failure(error, self._spool.path) from error
 
     def seal(self) -> None:
         """Finish the open pack, if it holds anything, and fill in the places of its chunks."""
@@ -178,7 +205,7 @@ class PackWriter:
             path = _join(full, small)
             stored = path.stat().st_size
         except OSError as error:
-            raise spool_failure(error, self._spool) from error
+            raise spool_failure(error, self._spool.path) from error
         base = full.size // BLOCK
         for chunk in small.chunks:
             chunk.block += base
@@ -208,10 +235,18 @@ class PackWriter:
 
 
 def _join(full: _Section, small: _Section) -> Path:
+    """One file of both, taking no more space on the way: the end of `small` moves first, to where it belongs."""
     if not full.size:
         return small.path
     if small.size:
-        with full.path.open("ab") as out, small.path.open("rb") as more:
-            shutil.copyfileobj(more, out, 1 << 20)
+        with full.path.open("r+b") as out, small.path.open("r+b") as more:
+            start, left = full.path.stat().st_size, small.path.stat().st_size
+            while left:
+                size = min(left, _JOIN)
+                left -= size
+                more.seek(left)
+                out.seek(start + left)
+                out.write(more.read(size))
+                more.truncate(left)
         small.path.unlink()
     return full.path

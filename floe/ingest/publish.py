@@ -1,7 +1,8 @@
 """Content to the store: chunks are deduplicated, packed, uploaded; then the tree, then the manifest.
 
-Nothing refers to an object before it is there: pack, chunk table, index (for each pack), all packs before the tree,
-the tree before the manifest; the caller sets the ref last. A crash at any point leaves objects that nothing names.
+Nothing refers to an object before it is there: pack, chunk table, index (for each pack), all packs before the tree, those
+that another ingest of the session writes included; the tree before the manifest; the caller sets the ref last. A crash at
+any point leaves objects that nothing names.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from floe.ingest.entries import Chunk, FileContent, Node, chunk_bits, tree_sizes
 from floe.ingest.erofs_writer import plan_image, write_image
 from floe.ingest.packinfo import PackInfo
 from floe.ingest.packwriter import PackWriter, SealedPack
+from floe.ingest.session import ChunkKey, Claim, Claimant, Session
 from floe.ingest.spool import Spool
 from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.erofs import MAX_DEVICES, read_device_table
 from floe.store.errors import BadInputError, CancelledError, UnavailableError
 from floe.store.ids import digest, hexdigest
+from floe.store.index.base import ChunkPlace
 from floe.store.objects.base import ObjectStore
 from floe.store.packindex import MAX_CONTENT
 from floe.store.records import Manifest, PackEntry, TreeEntry
@@ -84,6 +87,7 @@ class Ingest:
     """One tree's way into the store; a context manager. One thread calls it; it works with `workers` others.
 
     `catalog`: where to; its store is created when there is none. `spool_dir`: local disk for up to three packs (12 GiB).
+    `session`: shared with the ingests that work side by side with this one, which store common content once.
     `frame_size`: LAYER_FRAME or MODEL_FRAME. `progress`: see Progress. `sync`: learn first which chunks the store
     holds (skip it when the catalog did so a moment ago). Memory stays below some 200 MiB and 400 bytes a file.
 
@@ -100,6 +104,7 @@ class Ingest:
         workers: int | None = None,
         progress: Progress | None = None,
         sync: bool = True,
+        session: Session | None = None,
         max_pack: int = MAX_CONTENT,
         max_packs: int = MAX_DEVICES,
     ) -> None:
@@ -110,18 +115,21 @@ class Ingest:
         self._catalog, self._store = catalog, catalog.store
         self._progress = progress
         self._max_pack, self._max_packs = max_pack, max_packs
-        self._packs = PackInfo(catalog.store)
-        self._spool = Spool(spool_dir)
+        self._session = session or Session(catalog.store)
+        self._packs, self._claims = self._session.packs, self._session.claims
+        self._claimant = Claimant()
+        self._stopping = threading.Event()
+        self._spool = Spool(spool_dir, self._session.room, self._stopped)
         self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 2, thread_name_prefix="floe-ingest")
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="floe-upload")
         self._uploads: list[Future[None]] = []
-        self._writer = PackWriter(self._spool.path, frame_size, self._pool, self._upload_later, max_content=max_pack)
+        self._writer = PackWriter(self._spool, frame_size, self._pool, self._upload_later, max_content=max_pack)
         self._batch: list[_Piece] = []
         self._batch_bytes = 0
         self._chunks: dict[tuple[bytes, int], Chunk] = {}
         self._twins: list[tuple[Chunk, Chunk]] = []
+        self._borrowed: list[tuple[Chunk, Chunk, Claimant]] = []  # mine, theirs, who stores it
         self._own: set[str] = set()
-        self._stopping = threading.Event()
 
     def __enter__(self) -> Ingest:
         return self
@@ -134,10 +142,14 @@ class Ingest:
     def close(self) -> None:
         """Stop the workers, an upload under way included, and remove what is spooled."""
         self._stopping.set()
+        self._claims.fail(self._claimant, self._chunks)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._uploader.shutdown(wait=True, cancel_futures=True)
         self._writer.discard()
         self._spool.close()
+
+    def _stopped(self) -> bool:
+        return self._stopping.is_set() or self._session.stopping
 
     # Content in
 
@@ -201,32 +213,44 @@ class Ingest:
 
     def _settle(self) -> None:
         """Decide for each waiting piece whether it is stored already, in order of arrival."""
+        if not self._batch:
+            return
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         for piece in batch:
             if piece.hashing is not None:
                 piece.chunk.digest = piece.hashing.result()
-        keys = {(piece.chunk.digest, piece.chunk.length) for piece in batch}
-        places = self._catalog.find_chunks(keys - self._chunks.keys())
-        wanted = {place.pack_id for place in places.values()}
-        usable = {p for p, entry in zip(wanted, self._pool.map(self._packs.find, wanted), strict=True) if entry}
+        places, lent = self._look_up({(p.chunk.digest, p.chunk.length): p.chunk for p in reversed(batch)})
         for piece in batch:
             chunk, key = piece.chunk, (piece.chunk.digest, piece.chunk.length)
             first = self._chunks.setdefault(key, chunk)
-            place = places.get(key)
             if first is not chunk:
                 self._twins.append((chunk, first))
-                self.stats.deduplicated_bytes += chunk.length
-            elif place is not None and place.pack_id in usable:
-                chunk.pack_id, chunk.block = place.pack_id, place.block
-                self.stats.deduplicated_bytes += chunk.length
+            elif key in places:
+                chunk.pack_id, chunk.block = places[key].pack_id, places[key].block
+            elif key in lent:
+                self._borrowed.append((chunk, *lent[key]))
             else:
                 self._writer.add(chunk, piece.data)
+                continue
+            self.stats.deduplicated_bytes += chunk.length
+
+    def _look_up(self, found: dict[ChunkKey, Chunk]) -> tuple[dict[ChunkKey, ChunkPlace], dict[ChunkKey, Claim]]:
+        """Of chunks not met before: the places of those in the store, and those that others store; the rest is claimed."""
+        wanted = {key: chunk for key, chunk in found.items() if key not in self._chunks}
+        while True:
+            settled = self._claims.settled
+            places = self._catalog.find_chunks(wanted)
+            packs = {place.pack_id for place in places.values()}
+            usable = {p for p, entry in zip(packs, self._pool.map(self._packs.find, packs), strict=True) if entry}
+            stored = {key: place for key, place in places.items() if place.pack_id in usable}
+            missing = {key: chunk for key, chunk in wanted.items() if key not in stored}
+            lent = self._claims.claim(self._claimant, missing, settled)
+            if lent is not None:
+                return stored, lent
 
     # Packs out
 
     def _upload_later(self, pack: SealedPack) -> None:
-        entry = PackEntry(pack.id, pack.index.content_size, pack.index.stored_size, pack.index.frame_size)
-        self._packs.add(entry)
         self._own.add(pack.id)
         self.stats.new_packs += 1
         self.stats.new_bytes += pack.index.stored_size
@@ -235,16 +259,58 @@ class Ingest:
         self._uploads.append(self._uploader.submit(self._upload, pack))
 
     def _upload(self, pack: SealedPack) -> None:
-        self._store.put_file(layout.pack_key(pack.id), pack.path, self._uploaded)
-        pack.path.unlink()
+        try:
+            self._store.put_file(layout.pack_key(pack.id), pack.path, self._uploaded)
+        finally:  # also when it failed, lest somebody wait for this room forever
+            pack.path.unlink(missing_ok=True)
+            self._spool.give_back(pack.index.content_size)
         self._store.put(layout.chunk_table_key(pack.id), pack.table_data)
         self._store.put(layout.pack_index_key(pack.id), pack.index_data)
+        # Only now may others build upon it.
+        self._packs.add(PackEntry(pack.id, pack.index.content_size, pack.index.stored_size, pack.index.frame_size))
         self._catalog.add_pack(pack.id, pack.chunks)
 
     def _uploaded(self, _nbytes: int) -> None:
         # Called between the parts of an upload: whoever interrupts a push does not wait for 4 GiB to go out first.
-        if self._stopping.is_set():
+        if self._stopped():
             raise CancelledError("the push was stopped; nothing was published")
+
+    def flush(self) -> None:
+        """Store all content taken so far; none may follow.
+
+        `finish` does so too. Whoever waits for another ingest of the session in between calls it first: others may
+        wait for this content, or for the room it takes.
+        """
+        if self._claimant.stored.done():
+            return
+        self._settle()
+        self._limit_packs()
+        self._store_rest()
+        self._claims.stored(self._claimant, self._chunks)
+
+    def leave(self) -> None:
+        """No tree is wanted after all: store only what other ingests of the session rely on."""
+        if not self._claims.withdraw(self._claimant, self._chunks):
+            self.flush()
+
+    def _limit_packs(self) -> None:
+        repack.limit_packs(
+            self._chunks.values(), self._own, self._writer, self._store, limit=self._max_packs, max_pack=self._max_pack
+        )
+
+    def _store_rest(self) -> None:
+        self._writer.seal()
+        while self._uploads:
+            self._uploads.pop(0).result()
+
+    def _take_over(self) -> None:
+        """Wait for the content that others store, and learn where it is."""
+        for chunk, theirs, lender in self._borrowed:
+            lender.stored.result()
+            chunk.pack_id, chunk.block = theirs.pack_id, theirs.block
+        if self._borrowed:  # their packs count as well
+            self._limit_packs()
+            self._store_rest()
 
     # The tree
 
@@ -257,20 +323,15 @@ class Ingest:
         *,
         previous: Manifest | None = None,
     ) -> tuple[str, Manifest]:
-        """Upload what is left, then the tree of `root`, then its manifest: (manifest digest, manifest).
+        """Upload what is left, wait for what others of the session store for it, then upload the tree of `root`, then its manifest: (manifest digest, manifest).
 
         When `previous` says the same but for where and when it was made, it is what is returned, so that pushing the
         same thing again changes nothing. `stats` is complete afterwards, with a warning for each thing left out.
         """
-        self._settle()
-        repack.limit_packs(
-            self._chunks.values(), self._own, self._writer, self._store, limit=self._max_packs, max_pack=self._max_pack
-        )
-        self._writer.seal()
+        self.flush()
+        self._take_over()
         for twin, first in self._twins:
             twin.pack_id, twin.block = first.pack_id, first.block
-        while self._uploads:
-            self._uploads.pop(0).result()
         image, warnings = _image(root, self._packs)
         self.stats.warnings += warnings
         tree = _put_tree(self._store, image)

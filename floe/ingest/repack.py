@@ -11,12 +11,14 @@ from collections.abc import Collection, Iterable
 from floe.ingest.entries import Chunk
 from floe.ingest.packwriter import PackWriter
 from floe.store import layout
-from floe.store.errors import DamagedError
+from floe.store.errors import DamagedError, TransitDamageError
 from floe.store.frames import decode_frame
 from floe.store.ids import digest
 from floe.store.nodes import blocks
 from floe.store.objects.base import ObjectStore
 from floe.store.packindex import BLOCK, PackIndex
+
+_READS = 2  # of a chunk, before it counts as damaged
 
 
 def limit_packs(
@@ -63,6 +65,21 @@ def _move(pack_id: str, chunks: list[Chunk], writer: PackWriter, store: ObjectSt
 
 
 def _read(pack_id: str, index: PackIndex, chunk: Chunk, store: ObjectStore) -> bytes:
+    for _ in range(_READS):  # what was damaged on its way is fetched again
+        try:
+            data = _fetch(pack_id, index, chunk, store)
+        except (TransitDamageError, DamagedError):
+            continue
+        if digest(data) == chunk.digest:
+            return data
+    key = layout.pack_key(pack_id)
+    raise DamagedError(
+        f"{key} in {store.url} does not hold the content that its index says",
+        hint=f"delete {key} from the store, then try again: what it held is stored anew",
+    )
+
+
+def _fetch(pack_id: str, index: PackIndex, chunk: Chunk, store: ObjectStore) -> bytes:
     start = chunk.block * BLOCK
     numbers = index.frame_range(start, chunk.length)
     offset, end = index.stored_offsets[numbers.start], index.stored_offsets[numbers.stop]
@@ -73,7 +90,4 @@ def _read(pack_id: str, index: PackIndex, chunk: Chunk, store: ObjectStore) -> b
         entry = index.frames[number]
         content += decode_frame(stored[at : at + entry.stored], entry, index.content_length(number)).content
     skip = start - numbers.start * index.frame_size
-    data = bytes(content[skip : skip + chunk.length])
-    if digest(data) != chunk.digest:
-        raise DamagedError(f"pack {pack_id} does not hold the chunk that its chunk table says")
-    return data
+    return bytes(content[skip : skip + chunk.length])

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from typing import TypeVar
 
 from floe.store import layout
-from floe.store.chunkfinder import ChunkFinder, each
+from floe.store.chunkfinder import ChunkFinder
 from floe.store.errors import BadInputError, ConflictError, DamagedError, FloeError, NotFoundError, UnavailableError
 from floe.store.ids import ModelRef, check_hexdigest, hexdigest
 from floe.store.index.base import ChunkPlace, Index
@@ -34,12 +34,12 @@ from floe.store.records import (
     Ref,
     StoreRecord,
 )
+from floe.store.refs import Damaged, list_records, remove_ref, replace_record, replace_unchanged
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
 
-_ATTEMPTS = 20  # conditional puts lost in a row before giving up
 _INDEX_REST = 30.0  # seconds without the index after it failed
 _MIN_PREFIX = 4  # hex digits of a digest that may stand for it
 _PUSH_AGAIN = "push its model or index its image again"
@@ -145,7 +145,8 @@ class Catalog:
     def remove_model(self, ref: ModelRef) -> str:
         """Remove a tag, or with NAME@DIGEST all tags of NAME that name it; returns the digest.
 
-        The content stays until garbage collection. NotFoundError when there is no such tag.
+        The content stays until garbage collection. NotFoundError when there is no such tag. A tag that a push moves
+        before it is looked at for the last time keeps what it was moved to; see refs.remove_ref for the moment after.
         """
         self.check_store()
         if ref.digest is None:
@@ -153,17 +154,16 @@ class Catalog:
             self.store.delete(layout.model_ref_key(ref))
             return digest
         tags = [tag for tag, found in self.models() if tag.name == ref.name and found.manifest == ref.digest]
-        if not tags:
+        removed = [tag for tag in tags if remove_ref(self.store, layout.model_ref_key(tag), ref.digest)]
+        if not removed:
             raise _no_model(ref, self.store.url)
-        for tag in tags:
-            self.store.delete(layout.model_ref_key(tag))
         return ref.digest
 
-    def models(self) -> Iterator[tuple[ModelRef, Ref]]:
-        """All tags of all models, in order of their names. A damaged ref is logged and left out."""
+    def models(self, damaged: Damaged | None = None) -> Iterator[tuple[ModelRef, Ref]]:
+        """All tags of all models, in order of their names. One that cannot be read is left out: logged, or told `damaged`."""
         self.check_store()
         found = []
-        for key, ref in self._records(layout.MODEL_REFS, Ref):
+        for key, ref in list_records(self.store, layout.MODEL_REFS, Ref, damaged):
             try:
                 found.append((layout.parse_model_ref_key(key), ref))
             except BadInputError as error:
@@ -235,7 +235,13 @@ class Catalog:
     # Images
 
     def set_image(self, record: ImageRecord) -> None:
-        """Store an image's record; its names are added to those it is known by already."""
+        """Store an image's record; its names are added to those it is known by already.
+
+        A name moves: records of the same platform that were `indexed` before this one give its names up.
+        """
+        self.ensure_store()
+        # Listed first: of two images indexed at once under one name, neither then takes it off the other's new record.
+        older = [known for known in self.images() if _displaces(record, known)]
 
         def merge(known: ImageRecord | None) -> ImageRecord:
             if known is None:
@@ -243,9 +249,12 @@ class Catalog:
             names = tuple(sorted({*known.names, *record.names}))
             same = replace(known, names=names, indexed=record.indexed) == replace(record, names=names)
             # Indexed again without any news: keep the record, and its time, as it is.
-            return known if same and names == known.names else replace(record, names=names)
+            return known if same and names == known.names and not older else replace(record, names=names)
 
         self._set(layout.image_ref_key(record.manifest_digest), ImageRecord, merge)
+        for known in older:
+            left = replace(known, names=tuple(name for name in known.names if name not in record.names))
+            replace_unchanged(self.store, layout.image_ref_key(known.manifest_digest), known, left)
 
     def image(self, manifest_digest: str) -> ImageRecord:
         """The record of the image with this OCI manifest digest. NotFoundError when it is not indexed."""
@@ -256,10 +265,10 @@ class Catalog:
             raise _no_image(manifest_digest, self.store.url)
         return ImageRecord.decode(data, key)
 
-    def images(self) -> Iterator[ImageRecord]:
-        """All indexed images, in order of their names. A damaged record is logged and left out."""
+    def images(self, damaged: Damaged | None = None) -> Iterator[ImageRecord]:
+        """All indexed images, in order of their names. One that cannot be read is left out: logged, or told `damaged`."""
         self.check_store()
-        found = (record for _, record in self._records(layout.IMAGE_REFS, ImageRecord))
+        found = (record for _, record in list_records(self.store, layout.IMAGE_REFS, ImageRecord, damaged))
         return iter(sorted(found, key=lambda record: (record.names, record.platform, record.manifest_digest)))
 
     def find_image(self, text: str) -> ImageRecord:
@@ -332,50 +341,14 @@ class Catalog:
         return None if previous is None else previous.manifest
 
     def _set(self, key: str, kind: type[R], change: Callable[[R | None], R]) -> R | None:
-        """Replace the record at `key` by `change(record or None)`; returns the one replaced.
-
-        A damaged record is replaced like a missing one; nothing is written when nothing changes.
-        """
         self.ensure_store()
-        for _ in range(_ATTEMPTS):
-            known: R | None = None
-            version: str | None = None
-            try:
-                data, version = self.store.get_versioned(key)
-                known = kind.decode(data, key)
-            except NotFoundError:
-                pass
-            except DamagedError as error:
-                _log.warning("%s; replaced", error)
-            wanted = change(known)
-            if wanted == known:
-                return known
-            try:
-                self.store.put_if(key, wanted.encode(), version)
-            except ConflictError:
-                continue
-            return known
-        raise ConflictError(f"{key} in {self.store.url} changes faster than it can be set", hint="try again")
+        return replace_record(self.store, key, kind, change)
 
     def _get_or_none(self, key: str) -> bytes | None:
         try:
             return bytes(self.store.get(key))
         except NotFoundError:
             return None
-
-    def _records(self, prefix: str, kind: type[R]) -> Iterator[tuple[str, R]]:
-        def read(key: str) -> tuple[str, R] | None:
-            try:
-                return key, kind.decode(self.store.get(key), key)
-            except NotFoundError:  # removed since it was listed
-                return None
-            except FloeError as error:
-                if error.retryable:
-                    raise
-                _log.warning("%s; left out", error)
-                return None
-
-        yield from filter(None, each(read, [info.key for info in self.store.list(prefix)]))
 
     def _try_index(self, work: Callable[[Index], T], otherwise: T) -> T:
         if time.monotonic() < self._index_resting_until:
@@ -391,6 +364,16 @@ class Catalog:
 
 def _now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _displaces(record: ImageRecord, known: ImageRecord) -> bool:
+    """Whether `record`, just indexed, takes names over from `known`."""
+    return (
+        known.manifest_digest != record.manifest_digest
+        and known.platform == record.platform
+        and known.indexed <= record.indexed
+        and not set(known.names).isdisjoint(record.names)
+    )
 
 
 def _latest(records: Iterable[ImageRecord]) -> list[ImageRecord]:

@@ -48,10 +48,24 @@ def check_hexdigest(text: str, what: str = "digest") -> str:
     return text
 
 
+def is_oci_digest(text: str) -> bool:
+    """Whether `text` is an OCI digest: `sha256:` and 64 lowercase hex digits."""
+    return _OCI.fullmatch(text) is not None
+
+
 def check_oci_digest(text: str, what: str = "digest") -> str:
     """`text` itself; BadInputError when it is not `sha256:` and 64 hex digits."""
-    if _OCI.fullmatch(text) is None:
+    if not is_oci_digest(text):
         raise BadInputError(f"{what} {text!r} is not sha256:<64 lowercase hex digits>")
+    return text
+
+
+def check_text(text: str, what: str) -> str:
+    """`text` itself; BadInputError when it came from bytes that are not UTF-8: JSON and OCI can only hold text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInputError(f"{what} {text!r} is not UTF-8", hint="use another name, in UTF-8") from error
     return text
 
 

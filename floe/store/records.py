@@ -1,7 +1,8 @@
 """The JSON objects: manifests, refs, chain, image and attachment records. Pure; see docs/FORMAT.md.
 
 All are canonical JSON (keys sorted, no spaces, UTF-8, no NaN), carry `format` and `version`, and a reader
-ignores keys it does not know within a version. `encryption` and `signatures` are reserved: null and [].
+ignores keys it does not know within a version, at any depth. What it knows is checked: a record that was read can be
+relied upon. `encryption` and `signatures` are reserved: null and [].
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from floe.store.errors import DamagedError, UnsupportedError
+from floe.store import fields
+from floe.store.errors import BadInputError, DamagedError, UnsupportedError
 from floe.store.ids import Buffer, hexdigest
 
 VERSION = 1
@@ -19,8 +21,12 @@ R = TypeVar("R", bound="Record")
 
 
 def canonical_json(value: object) -> bytes:
-    """JSON with one spelling only, so that equal values have equal digests."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """JSON with one spelling only, so that equal values have equal digests. BadInputError: a text is not UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInputError(f"{text[error.start : error.end]!a} cannot be stored: it is not UTF-8") from error
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Record:
         try:
             value = json.loads(bytes(data))
             kind, version = value.pop("format"), value.pop("version")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedError(f"{key} is not a {cls.FORMAT} record", hint=cls.REPAIR) from error
         if kind != cls.FORMAT:
             raise DamagedError(f"{key} holds a {kind!r} record, not {cls.FORMAT!r}", hint=cls.REPAIR)
@@ -56,15 +62,17 @@ class Record:
             )
         try:
             return cls._from_json(value)
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise DamagedError(f"{key} is a {cls.FORMAT} record without {error}", hint=cls.REPAIR) from error
+        except ValueError as error:
             raise DamagedError(
-                f"{key} is a {cls.FORMAT} record with missing or wrong fields", hint=cls.REPAIR
+                f"{key} is a {cls.FORMAT} record with a wrong field: {error}", hint=cls.REPAIR
             ) from error
 
     @classmethod
     def _from_json(cls: type[R], value: dict[str, Any]) -> R:
-        known = cls.__dataclass_fields__
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known})
+        """Raises KeyError for a field that is missing, ValueError for one that is wrong."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,12 @@ class TreeEntry:
 
     digest: str
     size: int
+
+    @classmethod
+    def from_json(cls, value: object, name: str) -> TreeEntry:
+        """As the field `name` holds it; ValueError."""
+        tree = fields.mapping(value, name, "digest", "size")
+        return cls(fields.hexdigest(tree["digest"], f"{name}.digest"), fields.count(tree["size"], f"{name}.size"))
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,13 @@ class PackEntry:
     stored_size: int
     frame_size: int
 
+    @classmethod
+    def from_json(cls, value: object, name: str) -> PackEntry:
+        """As the field `name` holds it; ValueError."""
+        pack = fields.mapping(value, name, "id", "content_size", "stored_size", "frame_size")
+        sizes = (fields.count(pack[size], f"{name}.{size}") for size in ("content_size", "stored_size", "frame_size"))
+        return cls(fields.hexdigest(pack["id"], f"{name}.id"), *sizes)
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -92,6 +113,12 @@ class Sizes:
     files: int
     inodes: int
     content: int
+
+    @classmethod
+    def from_json(cls, value: object, name: str) -> Sizes:
+        """As the field `name` holds it; ValueError."""
+        sizes = fields.mapping(value, name, "files", "inodes", "content")
+        return cls(*(fields.count(sizes[size], f"{name}.{size}") for size in ("files", "inodes", "content")))
 
 
 @dataclass(frozen=True)
@@ -115,14 +142,14 @@ class Manifest(Record):
         if value.get("encryption") is not None:
             raise UnsupportedError("this manifest is encrypted", hint="upgrade Floe on this node")
         return cls(
-            kind=value["kind"],
-            tree=TreeEntry(**value["tree"]),
-            packs=tuple(PackEntry(**p) for p in value["packs"]),
-            sizes=Sizes(**value["sizes"]),
-            source=value["source"],
-            created=value["created"],
-            labels=dict(value["labels"]),
-            signatures=tuple(value["signatures"]),
+            kind=fields.text(value["kind"], "kind"),
+            tree=TreeEntry.from_json(value["tree"], "tree"),
+            packs=fields.each(value["packs"], "packs", PackEntry.from_json),
+            sizes=Sizes.from_json(value["sizes"], "sizes"),
+            source=fields.text(value["source"], "source"),
+            created=fields.text(value["created"], "created"),
+            labels=fields.texts(value["labels"], "labels"),
+            signatures=fields.each(value["signatures"], "signatures", fields.texts),
         )
 
 
@@ -136,6 +163,10 @@ class StoreRecord(Record):
     uuid: str
     created: str
 
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> StoreRecord:
+        return cls(fields.text(value["uuid"], "uuid"), fields.text(value["created"], "created"))
+
 
 @dataclass(frozen=True)
 class Ref(Record):
@@ -146,6 +177,10 @@ class Ref(Record):
     manifest: str
     updated: str
 
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> Ref:
+        return cls(fields.hexdigest(value["manifest"], "manifest"), fields.text(value["updated"], "updated"))
+
 
 @dataclass(frozen=True)
 class ChainRecord(Record):
@@ -155,6 +190,14 @@ class ChainRecord(Record):
 
     diff_id: str
     parent: str | None = None
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> ChainRecord:
+        parent = value.get("parent")
+        return cls(
+            fields.oci_digest(value["diff_id"], "diff_id"),
+            None if parent is None else fields.oci_digest(parent, "parent"),
+        )
 
 
 @dataclass(frozen=True)
@@ -175,6 +218,21 @@ class ImageRecord(Record):
     size: int
     indexed: str
 
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> ImageRecord:
+        diff_ids, chain_ids = (fields.each(value[key], key, fields.oci_digest) for key in ("diff_ids", "chain_ids"))
+        if len(diff_ids) != len(chain_ids):
+            raise ValueError(f"chain_ids has {len(chain_ids)} items, diff_ids {len(diff_ids)}")
+        return cls(
+            manifest_digest=fields.oci_digest(value["manifest_digest"], "manifest_digest"),
+            names=fields.each(value["names"], "names", fields.text),
+            platform=fields.text(value["platform"], "platform"),
+            diff_ids=diff_ids,
+            chain_ids=chain_ids,
+            size=fields.count(value["size"], "size"),
+            indexed=fields.text(value["indexed"], "indexed"),
+        )
+
 
 @dataclass(frozen=True)
 class AttachmentRecord(Record):
@@ -186,3 +244,15 @@ class AttachmentRecord(Record):
     source: str
     models: tuple[dict[str, str], ...]
     created: str
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> AttachmentRecord:
+        models = fields.each(value["models"], "models", fields.texts)
+        for number, model in enumerate(models):
+            fields.mapping(model, f"models[{number}]", "name", "path")
+        return cls(
+            target=fields.oci_digest(value["target"], "target"),
+            source=fields.text(value["source"], "source"),
+            models=models,
+            created=fields.text(value["created"], "created"),
+        )

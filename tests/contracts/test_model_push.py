@@ -11,7 +11,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from support.trees import content_of
+from support.stores import LastByteFlipStore
+from support.trees import content_of, read_packs, read_tree
 
 from floe.ingest import packwriter
 from floe.ingest.entries import Node, find, place_tree
@@ -19,16 +20,13 @@ from floe.ingest.model import push_model
 from floe.ingest.publish import Ingest, publish_tree
 from floe.store import layout
 from floe.store.catalog import Catalog
-from floe.store.erofs_reader import read_image
 from floe.store.errors import BadInputError, DamagedError, NotFoundError
-from floe.store.frames import decode_frame
 from floe.store.ids import ModelRef
 from floe.store.index import open_index
 from floe.store.nodes import CHUNK
 from floe.store.objects import open_store
-from floe.store.packindex import BLOCK, LAYER_FRAME, MODEL_FRAME, PackIndex
+from floe.store.packindex import BLOCK, LAYER_FRAME, MODEL_FRAME
 from floe.store.records import KIND_LAYER
-from floe.store.treeobject import decode_tree
 
 REF = ModelRef("m")
 
@@ -59,23 +57,6 @@ def model(tmp_path) -> Path:
 
 def push(catalog, directory, tmp_path, ref=REF, **options):
     return push_model(catalog, directory, ref, spool_dir=tmp_path / "spool", **options)
-
-
-def read_packs(catalog, manifest) -> dict[str, bytes]:
-    packs = {}
-    for entry in manifest.packs:
-        index = PackIndex.decode(catalog.store.get(layout.pack_index_key(entry.id)), entry.id)
-        data = bytes(catalog.store.get(layout.pack_key(entry.id)))
-        content = bytearray()
-        for number, frame in enumerate(index.frames):
-            start = index.stored_offsets[number]
-            content += decode_frame(data[start : start + frame.stored], frame, index.content_length(number)).content
-        packs[entry.id] = bytes(content)
-    return packs
-
-
-def read_tree(catalog, digest) -> Node:
-    return read_image(decode_tree(catalog.store.get(layout.tree_key(digest)), digest))
 
 
 def read_model(catalog, manifest) -> tuple[Node, dict[str, bytes]]:
@@ -206,6 +187,38 @@ def test_a_tree_over_too_many_packs_is_rewritten(catalog, tmp_path):
         assert content_of(tree.children[b"%02d" % number], packs) == data
 
 
+@pytest.mark.parametrize("times", [1, None])
+def test_a_damaged_pack_that_must_be_rewritten_is_named(tmp_path, times):
+    """Damaged on its way (`times` 1) it is read again; damaged in the store, the error says which object to delete."""
+    inner = open_store("memory://")
+    store = LastByteFlipStore(inner, layout.PACKS, times=times)
+    made = Catalog(store, open_index(None))
+    datas = [random.randbytes(5000 + number) for number in range(3)]
+
+    def put(*contents, **options):
+        root = Node(stat.S_IFDIR | 0o755)
+        with Ingest(made, spool_dir=tmp_path, frame_size=LAYER_FRAME, **options) as ingest:
+            for number, data in enumerate(contents):
+                content = ingest.add_stream(io.BytesIO(data), len(data))
+                root.children[b"%d" % number] = Node(stat.S_IFREG | 0o644, content=content)
+            return ingest.finish(root, KIND_LAYER, "test")[1]
+
+    first = [put(data) for data in datas]
+    if times:
+        tree, packs = read_model(made, put(*datas, max_packs=2))
+        assert content_of(tree.children[b"0"], packs) == datas[0]
+        return
+    with pytest.raises(DamagedError, match="does not hold") as caught:
+        put(*datas, max_packs=2)
+    key = layout.pack_key(first[0].packs[0].id)
+    assert key in str(caught.value)
+    assert f"delete {key}" in caught.value.hint
+    inner.delete(key)
+    store.times = 0
+    tree, packs = read_model(made, put(*datas, max_packs=2))
+    assert content_of(tree.children[b"0"], packs) == datas[0]
+
+
 def test_holes_are_found_and_not_stored(catalog, tmp_path):
     home = tmp_path / "m"
     home.mkdir()
@@ -268,6 +281,20 @@ def test_a_hugging_face_snapshot_is_followed_into_its_blobs(catalog, tmp_path):
     whole = push(catalog, cache, tmp_path, ModelRef("whole"))
     root, _ = read_model(catalog, whole.manifest)
     assert find(root, b"snapshots/0123abc/model.safetensors").link == b"../../blobs/b1"
+
+
+def test_symlinks_to_directories_inside_are_kept_relative(catalog, tmp_path):
+    home = tmp_path / "m"
+    (home / "a/real").mkdir(parents=True)
+    (home / "a/real/f").write_bytes(b"x")
+    (home / "b").mkdir()
+    (home / "b/absolute").symlink_to(home / "a/real")
+    (home / "b/around").symlink_to("../../m/a")
+    (home / "top").symlink_to(home)
+    (home / "plain").symlink_to("a/../a/real")
+    root, _ = read_model(catalog, push(catalog, home, tmp_path).manifest)
+    links = {name: find(root, name).link for name in (b"b/absolute", b"b/around", b"top", b"plain")}
+    assert links == {b"b/absolute": b"../a/real", b"b/around": b"../a", b"top": b".", b"plain": b"a/../a/real"}
 
 
 def refused(catalog, directory, tmp_path, error, match):

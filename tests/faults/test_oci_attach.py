@@ -13,11 +13,12 @@ from floe.ingest.model import push_model
 from floe.ingest.oci import source as sources
 from floe.ingest.oci.attach import attach
 from floe.ingest.oci.image import index_image
+from floe.ingest.oci.layout import LayoutTarget
 from floe.ingest.oci.opening import open_source
 from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.erofs_reader import read_image
-from floe.store.errors import BadInputError, FloeError, NotFoundError
+from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError
 from floe.store.ids import ModelRef
 from floe.store.index import open_index
 from floe.store.nodes import find
@@ -187,9 +188,83 @@ def test_what_else_is_refused(catalog, built, tmp_path):
             attach(catalog, built.source, bad, [(MODEL, "/m")])
 
 
+def spoil(built, number=0):
+    """Flip a byte of a layer's blob, leaving its size as it was."""
+    path = built.directory / "blobs/sha256" / built.layers[number]["digest"].removeprefix("sha256:")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_a_damaged_layer_of_a_layout_is_not_passed_on(catalog, built, tmp_path):
+    index_image(catalog, built.source, spool_dir=tmp_path)  # so that nothing but the copying reads the layers
+    damaged = spoil(built)
+    with pytest.raises(DamagedError, match=f"{damaged.name} of {built.source} does not match") as caught:
+        attach(catalog, built.source, f"oci:{tmp_path}/out:1", [(MODEL, PLACE)])
+    assert caught.value.hint
+    assert not (tmp_path / "out/index.json").exists()
+    assert not (tmp_path / "out/blobs/sha256" / damaged.name).exists()
+
+
+def test_a_damaged_blob_of_the_target_is_replaced(catalog, built, tmp_path):
+    attach(catalog, built.source, f"oci:{tmp_path}/out:1", [(MODEL, PLACE)])
+    path = tmp_path / "out/blobs/sha256" / built.layers[0]["digest"].removeprefix("sha256:")
+    whole = path.read_bytes()
+    path.unlink()  # a link to the source's
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    attach(catalog, built.source, f"oci:{tmp_path}/out:2", [(MODEL, PLACE)])
+    assert path.read_bytes() == whole
+
+
+def index_of(folder):
+    return [
+        ((entry.get("annotations") or {}).get("org.opencontainers.image.ref.name"), entry["digest"])
+        for entry in json.loads((folder / "index.json").read_text())["manifests"]
+    ]
+
+
+def test_a_target_without_a_tag_replaces_only_its_like(catalog, built, tmp_path):
+    out = tmp_path / "out"
+    tagged = attach(catalog, built.source, f"oci:{out}:1", [(MODEL, PLACE)])
+    first = attach(catalog, built.source, f"oci:{out}", [(OTHER, PLACE)])
+    assert index_of(out) == [("1", tagged.digest), (None, first.digest)]
+    second = attach(catalog, built.source, f"oci:{out}", [(OTHER, "/elsewhere")])
+    assert index_of(out) == [("1", tagged.digest), (None, second.digest)]
+
+
+def test_a_target_without_a_tag_among_several_is_refused_before_anything_is_written(catalog, built, tmp_path):
+    out = tmp_path / "out"
+    attach(catalog, built.source, f"oci:{out}:1", [(MODEL, PLACE)])
+    index = json.loads((out / "index.json").read_text())
+    del index["manifests"][0]["annotations"]
+    index["manifests"] *= 2
+    (out / "index.json").write_text(json.dumps(index))
+    before = sorted(path.name for path in out.rglob("*"))
+    with pytest.raises(BadInputError, match="2 images without a tag") as caught:
+        attach(catalog, built.source, f"oci:{out}", [(OTHER, PLACE)])
+    assert "oci:DIR:TAG" in caught.value.hint
+    assert sorted(path.name for path in out.rglob("*")) == before
+    assert json.loads((out / "index.json").read_text()) == index
+
+
+def test_the_record_comes_before_the_copies(catalog, built, tmp_path, monkeypatch):
+    """So that no collector of garbage finds the placed tree without it, however long the copying takes."""
+    records = []
+
+    def push_blob(*_):
+        records.append(len(list(catalog.store.list("refs/attachments"))))
+        raise FloeError("disk gone")
+
+    monkeypatch.setattr(LayoutTarget, "push_blob", push_blob)
+    monkeypatch.setattr(LayoutTarget, "mount_blob", lambda *_: False)
+    with pytest.raises(FloeError, match="disk gone"):
+        attach(catalog, built.source, f"oci:{tmp_path}/out:1", [(MODEL, PLACE)])
+    assert records == [1]
+
+
 def test_a_target_that_fails_has_its_record_first(catalog, built, tmp_path, monkeypatch):
     """The record keeps the models from garbage collection: it may be left over, never missing."""
-    from floe.ingest.oci.layout import LayoutTarget  # noqa: PLC0415 - what is replaced
 
     def failing(*_):
         raise FloeError("disk gone")

@@ -94,6 +94,14 @@ def test_what_is_known_is_not_asked_for_again(index, catalog, tmp_path):
     assert catalog.find_image(name).manifest_digest == built.manifest_digest
 
 
+def test_a_tag_that_is_rolled_back_stands_for_the_first_image_again(index, catalog, tmp_path):
+    for content in ("a", "b", "a"):
+        built = images.build_oci(tmp_path / "image", [images.files({"f": content})], tag="t")
+        name = index(built.source).record.names[0]
+        assert catalog.find_image(name).manifest_digest == built.manifest_digest
+    assert sorted(len(record.names) for record in catalog.images()) == [0, 1]
+
+
 def test_a_damaged_store_is_repaired(index, catalog, tmp_path):
     built = three(tmp_path)
     index(built.source)

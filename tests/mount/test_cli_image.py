@@ -179,6 +179,24 @@ def test_an_attach_that_cannot_be_writes_nothing(node, tmp_path, models, code):
     assert node.refs() == before
 
 
+def test_only_the_layers_of_models_are_shown_as_such(node, tmp_path):
+    image = build(tmp_path / "oci")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "weights").write_bytes(b"w")
+    node.floe("model", "push", tmp_path / "m", "iris")
+    target = f"oci:{tmp_path}/out:v1"
+    node.floe("image", "attach", f"oci:{tmp_path}/oci:v1", target, "--model", "iris=/opt/model")
+    node.floe("image", "index", target)
+    (node.store / "refs" / "layers" / image.diff_ids[0].replace(":", "/")).unlink()
+    node.environ["FLOE_INDEX"] = "none"
+    layers = node.json("image", "show", target)["layers"]
+    assert [(layer["indexed"], layer["model"]) for layer in layers] == [
+        (False, None), (True, None), (False, "iris:latest")
+    ]  # fmt: skip
+    states = [line.split()[-1] for line in node.floe("image", "show", target).stdout.splitlines()[-3:]]
+    assert states == ["indexed", "indexed", "model"]  # the first of them: "not indexed"
+
+
 def test_a_layer_missing_from_the_store_is_shown_as_such(node, tmp_path):
     image = build(tmp_path / "oci")
     node.floe("image", "index", f"oci:{tmp_path}/oci:v1")
@@ -187,6 +205,25 @@ def test_a_layer_missing_from_the_store_is_shown_as_such(node, tmp_path):
     shown = node.json("image", "show", image.manifest_digest)
     assert [layer["indexed"] for layer in shown["layers"]] == [False, True]
     assert "not indexed" in node.floe("image", "show", image.manifest_digest).stdout
+
+
+@pytest.mark.parametrize("change", [b'"names":5', b'"chain_ids":[]'])
+def test_a_damaged_record_is_listed_as_such_and_replaced(node, tmp_path, change):
+    name = f"oci:{tmp_path}/oci:v1"
+    image = build(tmp_path / "oci")
+    node.floe("image", "index", name)
+    record = node.store / "refs" / "images" / image.manifest_digest.replace(":", "/")
+    value = json.loads(record.read_bytes()) | json.loads(b"{%s}" % change)
+    record.unlink()
+    record.write_text(json.dumps(value))
+    argv = [sys.executable, "-m", "floe", "image", "ls", "--json"]
+    found = subprocess.run(argv, env=node.environ, capture_output=True, check=False, text=True)
+    assert found.returncode == 1
+    assert [listed["digest"] for listed in json.loads(found.stdout)] == [image.manifest_digest]
+    assert "refs/images" in found.stderr
+    node.floe("image", "show", image.manifest_digest, code=1)
+    node.floe("image", "index", name)
+    assert len(node.json("image", "ls")[0]["names"]) == 1
 
 
 def test_output_into_a_closed_pipe_is_quiet(node, tmp_path):

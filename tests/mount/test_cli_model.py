@@ -285,6 +285,20 @@ def test_an_unreadable_file_publishes_nothing(node, tmp_path):
     assert node.refs() == before
 
 
+def test_names_that_are_not_utf_8(node, tmp_path):
+    """A directory may be called so; what must be stored as text may not, and nothing is stored then."""
+    raw, make = os.fsdecode(b"d\xff"), tmp_path / os.fsdecode(b"d\xff")
+    make_model(make)
+    assert node.json("model", "push", make, "raw")["source"] == "directory:d\\xff"
+    before = node.refs()
+    assert "not UTF-8" in node.floe("model", "push", make, "other", "--label", f"k={raw}", code=2).stderr
+    assert "not UTF-8" in node.floe("image", "index", f"oci:{make}", code=2).stderr
+    attach = ["image", "attach", f"oci:{tmp_path}/x", f"oci:{tmp_path}/y"]
+    assert "not UTF-8" in node.floe(*attach, "--model", f"raw=/opt/{raw}", code=2).stderr
+    assert "not UTF-8" in node.floe("image", "attach", "a", f"oci:{make}", "--model", "raw=/m", code=2).stderr
+    assert node.refs() == before
+
+
 def test_a_damaged_manifest_is_listed_as_such(node, tmp_path):
     make_model(tmp_path / "m")
     digest = node.json("model", "push", tmp_path / "m", "bad")["manifest"]
@@ -303,6 +317,28 @@ def test_a_damaged_manifest_is_listed_as_such(node, tmp_path):
     node.floe("model", "show", "bad", code=1)
     node.floe("model", "mount", "bad", tmp_path / "mnt", code=1)
     assert not (tmp_path / "mnt").exists()
+
+
+@pytest.mark.parametrize("spoilt", [b"{]", b'{"format":"floe.ref","manifest":5,"updated":"now","version":1}'])
+def test_a_damaged_ref_is_listed_as_such_and_replaced_by_a_push(node, tmp_path, spoilt):
+    make_model(tmp_path / "m")
+    for name in ("bad", "good"):
+        node.json("model", "push", tmp_path / "m", name)
+    (node.store / "refs/models/_/bad/latest").unlink()
+    (node.store / "refs/models/_/bad/latest").write_bytes(spoilt)
+    argv = [sys.executable, "-m", "floe", "model", "ls"]
+    found = subprocess.run([*argv, "--json"], env=node.environ, capture_output=True, check=False)
+    assert found.returncode == 1
+    listed = {model["ref"]: model for model in json.loads(found.stdout)}
+    assert "refs/models/_/bad/latest" in listed["bad:latest"]["error"]
+    assert listed["good:latest"]["files"] == 3
+    found = subprocess.run(argv, env=node.environ, capture_output=True, check=False, text=True)
+    assert found.returncode == 1
+    assert "damaged" in found.stdout
+    assert "refs/models/_/bad/latest" in found.stderr
+    node.floe("model", "show", "bad", code=1)
+    node.json("model", "push", tmp_path / "m", "bad")
+    assert len(node.json("model", "ls")) == 2
 
 
 def test_a_damaged_tree_or_pack_index_is_not_mounted(node, tmp_path):

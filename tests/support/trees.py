@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from floe.ingest.entries import Chunk, FileContent, Node, chunk_bits, link_counts, walk
+from floe.store import layout
+from floe.store.erofs_reader import read_image
+from floe.store.frames import decode_frame
 from floe.store.ids import digest, hexdigest
-from floe.store.packindex import BLOCK
+from floe.store.packindex import BLOCK, PackIndex
+from floe.store.treeobject import decode_tree
 
 
 @dataclass
@@ -60,6 +64,25 @@ def content_of(node: Node, packs: Mapping[str, bytes | bytearray]) -> bytes:
 
 
 Facts = tuple[object, ...]
+
+
+def read_packs(catalog, manifest) -> dict[str, bytes]:
+    """The content of a manifest's packs, every frame checked."""
+    packs = {}
+    for entry in manifest.packs:
+        index = PackIndex.decode(catalog.store.get(layout.pack_index_key(entry.id)), entry.id)
+        data = bytes(catalog.store.get(layout.pack_key(entry.id)))
+        content = bytearray()
+        for number, frame in enumerate(index.frames):
+            start = index.stored_offsets[number]
+            content += decode_frame(data[start : start + frame.stored], frame, index.content_length(number)).content
+        packs[entry.id] = bytes(content)
+    return packs
+
+
+def read_tree(catalog, digest) -> Node:
+    """A tree of the store as nodes."""
+    return read_image(decode_tree(catalog.store.get(layout.tree_key(digest)), digest))
 
 
 def node_facts(root: Node, packs: Mapping[str, bytes | bytearray]) -> dict[bytes, Facts]:

@@ -238,6 +238,44 @@ def test_models_are_removed_by_tag_or_by_digest(catalog):
     assert catalog.get_manifest(one) == manifest()
 
 
+def test_a_tag_that_moves_while_its_digest_is_removed_stays(store):
+    catalog = Catalog(store, NullIndex())
+    one, two = catalog.put_manifest(manifest()), catalog.put_manifest(manifest(source="there"))
+    for tag in ("1", "2"):
+        catalog.set_model(ModelRef.parse(f"m:{tag}"), one)
+
+    class Moving(StoreWrapper):
+        def delete(self, key):
+            super().delete(key)
+            if key.endswith("m/1"):
+                catalog.set_model(ModelRef.parse("m:2"), two)
+
+    Catalog(Moving(store), NullIndex()).remove_model(ModelRef.parse(f"m@{one}"))
+    assert [(str(ref), found.manifest) for ref, found in catalog.models()] == [("m:2", two)]
+
+
+@pytest.mark.parametrize("spoilt", [b"{]", b'"manifest":5', b'"manifest":null', b'"manifest":"zz"'])
+def test_a_damaged_ref_is_told_and_a_push_replaces_it(catalog, store, spoilt):
+    one = catalog.put_manifest(manifest())
+    catalog.set_model(ModelRef.parse("good"), one)
+    data = Ref(one, "now").encode().replace(b'"manifest":"%s"' % one.encode(), spoilt)
+    key = layout.model_ref_key(MODEL)
+    store.put(key, data)
+    told = []
+    assert [str(ref) for ref, _ in catalog.models(lambda *damage: told.append(damage))] == ["good:latest"]
+    assert [(found, type(error)) for found, error in told] == [(key, DamagedError)]
+    with pytest.raises(DamagedError, match=key):
+        catalog.resolve_model(MODEL)
+    assert catalog.set_model(MODEL, one) is None
+    assert catalog.resolve_model(MODEL)[0] == one
+
+
+def test_a_layer_ref_that_names_nonsense_is_damage(catalog, store):
+    store.put(layout.layer_ref_key(DIFF_A), Ref("zz", "now").encode())
+    with pytest.raises(DamagedError, match="refs/layers"):
+        catalog.layer(DIFF_A)
+
+
 def test_unknown_models_and_layers_are_no_models(catalog):
     for text in ("none:1", f"none@{'3' * 64}"):
         with pytest.raises(NotFoundError, match="none"):
@@ -410,6 +448,48 @@ def test_a_moved_name_stands_for_the_latest(catalog):
     catalog.set_image(image(1, "app:latest", indexed="2026-03-01T00:00:00Z"))
     catalog.set_image(image(2, "app:latest", indexed="2026-02-01T00:00:00Z"))
     assert catalog.find_image("app:latest") == image(1, "app:latest", indexed="2026-03-01T00:00:00Z")
+
+
+def test_a_name_that_moves_back_stands_for_the_first_again(catalog):
+    """Also within one second, the resolution of `indexed`."""
+    for times in (("2026-01-01", "2026-01-02", "2026-01-03"), ("2026-01-04",) * 3):
+        for number, time in zip((1, 2, 1), times, strict=True):
+            catalog.set_image(image(number, "app:1", indexed=f"{time}T00:00:00Z"))
+            assert catalog.find_image("app:1").manifest_digest == image(number).manifest_digest
+        assert catalog.image(image(2).manifest_digest).names == ()
+
+
+def test_a_name_is_taken_off_records_of_the_same_platform_only(catalog):
+    catalog.set_image(image(1, "app:1", "other"))
+    catalog.set_image(image(2, "app:1", platform="linux/arm64"))
+    catalog.set_image(image(3, "app:1"))
+    assert [catalog.image(image(number).manifest_digest).names for number in (1, 2, 3)] == [
+        ("other",), ("app:1",), ("app:1",)
+    ]  # fmt: skip
+
+
+def test_records_from_before_names_moved_are_put_right(catalog, store):
+    for number, day in ((1, 1), (2, 2)):
+        record = image(number, "app:1", indexed=f"2026-01-0{day}T00:00:00Z")
+        store.put(layout.image_ref_key(record.manifest_digest), record.encode())
+    catalog.set_image(image(1, "app:1", indexed="2026-01-03T00:00:00Z"))
+    assert catalog.find_image("app:1").manifest_digest == image(1).manifest_digest
+    assert catalog.image(image(2).manifest_digest).names == ()
+
+
+def test_a_record_that_changes_meanwhile_keeps_its_names(catalog, store):
+    """Of two that index at once under one name, neither may take it off the other's new record."""
+    catalog.set_image(image(1, "app:1"))
+    later = image(1, "app:1", indexed="2026-01-02T00:00:00Z")
+
+    class Racing(StoreWrapper):
+        def put_if(self, key, data, version):
+            if key == layout.image_ref_key(image(2).manifest_digest):
+                store.put(layout.image_ref_key(later.manifest_digest), later.encode())
+            return super().put_if(key, data, version)
+
+    Catalog(Racing(store), NullIndex()).set_image(image(2, "app:1", indexed="2026-01-02T00:00:00Z"))
+    assert catalog.image(later.manifest_digest) == later
 
 
 def test_images_are_removed(catalog):

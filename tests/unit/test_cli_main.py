@@ -1,5 +1,6 @@
 """The command line: what it imports, what it refuses, what it completes."""
 
+import io
 import json
 import os
 import shutil
@@ -9,10 +10,13 @@ import sys
 import pytest
 
 import floe
+from floe.cli import output
 from floe.cli.completion import words_of
 from floe.cli.main import build_parser, main
 from floe.cli.options import SHARED
 from floe.cli.settings import KEYS, flag_name
+from floe.ingest.oci import attach as attaching
+from floe.store.errors import BadInputError
 
 HEAVY = {
     "asyncio",
@@ -139,6 +143,59 @@ def test_settings_may_stand_before_and_after_the_command():
         assert getattr(before, key) == getattr(after, key) == value
     assert parser.parse_args(["--store", "file:///a", "model", "ls", "--store", "file:///b"]).store == "file:///b"
     assert not hasattr(parser.parse_args(["model", "ls"]), "store")
+
+
+def test_a_flag_of_one_command_may_stand_before_it_too():
+    parser = build_parser()
+    push = ["push", "d", "m"]
+    for argv in (
+        ["--workers", "2", "model", *push],
+        ["model", "--workers", "2", *push],
+        ["model", *push, "--workers=2"],
+    ):
+        assert parser.parse_args(argv).workers == "2"
+    for key in KEYS:
+        assert getattr(parser.parse_args([f"--{flag_name(key)}", "x", "model", "ls"]), key) == "x"
+    assert parser.parse_args(["--workers", "2", "model", *push, "--workers", "3"]).workers == "3"
+    assert "--workers" not in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("flags", "plain"),
+    [
+        ([], (False, False)),
+        (["--plain-http"], (True, True)),
+        (["--source-plain-http"], (True, False)),
+        (["--target-plain-http"], (False, True)),
+    ],
+)
+def test_source_and_target_may_differ_in_tls(monkeypatch, flags, plain):
+    asked = []
+
+    def opener(side):
+        def open_(_text, *, plain_http=False):
+            asked.append((side, plain_http))
+            if side == "target":
+                raise BadInputError("far enough")
+            return io.BytesIO()  # it can be closed
+
+        return open_
+
+    monkeypatch.setattr(attaching, "open_source", opener("source"))
+    monkeypatch.setattr(attaching, "open_target", opener("target"))
+    argv = ["image", "attach", "--config=", "--store", "memory://", "--index", "none", "a", "b", "--model", "m=/m"]
+    assert main([*argv, *flags]) == 2
+    assert asked == [("source", plain[0]), ("target", plain[1])]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_json_holds_whatever_a_name_holds(monkeypatch, encoding):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding))
+    value = {"raw": os.fsdecode(b"d\xff"), "text": "käse"}
+    output.print_json(value)
+    sys.stdout.flush()
+    assert json.loads(buffer.getvalue().decode(encoding)) == value
 
 
 def test_every_setting_has_a_flag_somewhere():

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from floe.store.errors import DamagedError, UnsupportedError
+from floe.store.errors import BadInputError, DamagedError, UnsupportedError
 from floe.store.ids import digest, hexdigest
 from floe.store.packindex import (
     CHUNK_ENTRY_BYTES,
@@ -230,6 +230,71 @@ def test_a_bad_record_is_refused_by_its_key(record):
 def test_keys_of_a_later_floe_are_ignored(record):
     value = json.loads(record.encode()) | {"later": [1, 2]}
     assert type(record).decode(canonical_json(value), "key") == record
+
+
+def test_keys_of_a_later_floe_are_ignored_at_any_depth():
+    value = json.loads(RECORDS[0].encode())
+    for part in (value["tree"], value["packs"][0], value["sizes"]):
+        part["later"] = 1
+    assert Manifest.decode(canonical_json(value), "key") == RECORDS[0]
+
+
+# Values that are right there, among those below.
+ALLOWED = [("parent", None), ("encryption", None), ("labels", {}), ("signatures", [{}]), ("names", ["x"])] + [
+    (name, text)
+    for name in ("kind", "source", "created", "uuid", "updated", "platform", "indexed")
+    for text in ("zz",)
+] + [("size", 5)]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.FORMAT)
+@pytest.mark.parametrize("wrong", [5, -1, True, "zz", "\ud800", ["x"], [5], [["x"]], {"x": 5}, {}, [{}], None, 1.5])
+def test_a_field_of_another_kind_is_refused_by_its_key(record, wrong):
+    value = json.loads(record.encode())
+    for name in value.keys() - {"format", "version"}:
+        data = json.dumps({**value, name: wrong}).encode()
+        if (name, wrong) in ALLOWED:
+            type(record).decode(data, "refs/the/key")
+            continue
+        with pytest.raises((DamagedError, UnsupportedError)) as caught:
+            type(record).decode(data, "refs/the/key")
+        if name != "encryption":
+            assert caught.type is DamagedError
+            assert f"refs/the/key is a {record.FORMAT} record with a wrong field: " in str(caught.value)
+            assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "change", "named"),
+    [
+        (0, {"tree": {"digest": "zz", "size": 1}}, "tree.digest"),
+        (0, {"tree": {"digest": D1}}, "tree has no 'size'"),
+        (0, {"packs": [{"id": D2, "content_size": -1, "stored_size": 1, "frame_size": 1}]}, r"packs\[0\].content_size"),
+        (0, {"labels": {"k": 1}}, "labels.k"),
+        (2, {"manifest": "zz"}, "manifest is 'zz', not 64 hex digits"),
+        (2, {"manifest": "Z" * 500}, r"manifest is 'Z+\.\.\."),
+        (3, {"diff_id": D1}, "diff_id"),
+        (3, {"parent": 5}, "parent"),
+        (4, {"names": 5}, "names is 5"),
+        (4, {"names": [5]}, r"names\[0\]"),
+        (4, {"chain_ids": []}, "chain_ids has 0 items, diff_ids 1"),
+        (5, {"models": [{"name": "m"}]}, r"models\[0\] has no 'path'"),
+    ],
+)
+def test_a_wrong_field_is_named(record, change, named):
+    value = json.loads(RECORDS[record].encode()) | change
+    with pytest.raises(DamagedError, match=f"key .*{named}"):
+        type(RECORDS[record]).decode(canonical_json(value), "key")
+
+
+def test_json_nested_too_deep_is_no_record():
+    with pytest.raises(DamagedError, match="key is not a"):
+        Ref.decode(b"[" * 100_000, "key")
+
+
+def test_text_that_is_not_utf_8_cannot_be_stored():
+    with pytest.raises(BadInputError, match="not UTF-8"):
+        canonical_json({"name": "a\udcff"})
 
 
 def test_an_encrypted_manifest_is_refused():

@@ -7,12 +7,14 @@ import os
 import stat
 import struct
 import tarfile
+import tracemalloc
 
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from floe.ingest.oci import tarheader
 from floe.ingest.oci.compression import decompress
 from floe.ingest.oci.inherit import inherit
 from floe.ingest.oci.layers import is_whiteout, read_layer
@@ -255,6 +257,49 @@ def test_implicit_directories_take_attributes_from_below():
     assert find(upper.root, b"new").mode == find(upper.root, b"f").mode == stat.S_IFDIR | 0o755
 
 
+@pytest.mark.parametrize("link", ["usr/lib", "/usr/lib", "usr/../hop", "../../usr/lib"])
+def test_directories_without_an_entry_take_after_what_a_lower_symlink_leads_to(link):
+    """mkparent in containerd's archive/tar.go looks through symlinks, within one lower layer at a time."""
+    lower = read(
+        tar(
+            directory("usr"),
+            directory("usr/lib", mode=0o750, uid=5, pax={"SCHILY.xattr.user.a": "1"}),
+            directory("usr/lib/sub", mode=0o711),
+            symlink("hop", "usr/lib"),
+            symlink("lib", link),
+        )
+    ).root
+    upper = read(tar(entry("lib/sub/foo")))
+    inherit(upper.implicit, [lambda: lower])
+    lib = find(upper.root, b"lib")
+    assert (lib.mode, lib.uid, lib.xattrs) == (stat.S_IFDIR | 0o750, 5, {b"user.a": b"1"})
+    assert find(upper.root, b"lib/sub").mode == stat.S_IFDIR | 0o711
+
+
+def test_a_lower_symlink_is_not_followed_into_another_layer():
+    bottom = tree(directory("usr/lib", mode=0o750), directory("lib", mode=0o700), directory("d", mode=0o711))
+    top = tree(symlink("lib", "usr/lib"), symlink("d", "d"), entry("f"))
+    upper = read(tar(entry("lib/x"), entry("d/x"), entry("f/sub/x")))
+    inherit(upper.implicit, [lambda: top, lambda: bottom])
+    assert find(upper.root, b"lib").mode == stat.S_IFDIR | 0o700  # dangling in `top`: `bottom` is asked for lib itself
+    assert find(upper.root, b"d").mode == stat.S_IFDIR | 0o711
+    assert find(upper.root, b"f/sub").mode == stat.S_IFDIR | 0o755
+
+
+def test_hard_links_to_hidden_names_of_aufs():
+    root = tree(
+        entry(".wh..wh.plnk/12.3", b"data", mode=0o600, uid=4),
+        hard_link("a", ".wh..wh.plnk/12.3", mode=0o640, uid=4),
+        hard_link("d/b", "./.wh..wh.plnk/12.3", mode=0o640, uid=4),
+    )
+    a = find(root, b"a")
+    assert (content(a), a.mode, a.uid) == (b"data", stat.S_IFREG | 0o640, 4)
+    assert find(root, b"d/b") is a
+    assert {path for path, _ in walk(root)} == {b"", b"a", b"d", b"d/b"}
+    with pytest.raises(UnsupportedError, match="hard link"):
+        tree(hard_link("a", ".wh..wh.plnk/12.3"))
+
+
 def sparse_10(name, size, places, data):
     text = "".join(f"{n}\n" for n in (len(places), *(v for place in places for v in place))).encode()
     text += bytes(-len(text) % 512)
@@ -299,6 +344,43 @@ def test_sparse_files_of_old_gnu_tar(tmp_path):
 def test_sparse_maps_that_lie(bad):
     with pytest.raises(DamagedError, match="sparse file"):
         tree(sparse_10("f", 10, bad, b"hello"))
+
+
+def test_a_sparse_map_of_many_records_is_read_across_them():
+    places = [(number * 7919, 1) for number in range(5000)]
+    data = os.urandom(5000)
+    found = content(find(tree(sparse_10("f", 5000 * 7919, places, data)), b"f"))
+    assert bytes(found[at] for at, _ in places) == data
+    assert found.count(0) == len(found) - 5000 + data.count(0)
+
+
+@pytest.mark.parametrize("head", [b"1048577\n", b"", b"1" * 600 + b"\n", b"3\n" + b"9" * 600])
+def test_a_sparse_map_without_end_is_refused_while_it_is_read(head):
+    raw = entry("GNUSparseFile.0/f", head + b"1\n" * 4_000_000, pax={"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "f", "GNU.sparse.realsize": "9"})  # fmt: skip
+    archive = tar(raw)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedError, match="layer 1 of X"):
+            read(archive, step=1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("make", [sparse_10, sparse_01])
+def test_a_sparse_map_takes_little_memory(make, monkeypatch):
+    places = [(0, 9), *((1000, 0) for _ in range(99_999))]
+    archive = tar(make("f", 1000, places, b"x" * 9))
+    tracemalloc.start()
+    try:
+        read(archive, step=1 << 20)
+        # 16 bytes a place, and the pieces of the archive itself; a tuple of tuples took 150.
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr(tarheader, "PLACES_MAX", 99_999)
+    with pytest.raises(DamagedError, match="99999"):
+        read(archive)
 
 
 def test_a_huge_sparse_file_costs_nothing():

@@ -1,7 +1,7 @@
 """A model attached to an image: the same image plus a stub layer per model, under another name.
 
-Write order: placed trees, the image's blobs, the attachment record, and last the target's manifest. Whoever finds the
-target therefore finds all that it needs.
+Write order: placed trees, the attachment record, the image's blobs, and last the target's manifest. Whoever finds the
+target therefore finds all that it needs, and no collector of garbage takes the trees away in between.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from floe.ingest.oci.treeload import load_tree
 from floe.ingest.publish import Progress, publish_tree
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DamagedError, NotFoundError
-from floe.store.ids import ModelRef
+from floe.store.ids import ModelRef, check_text
 from floe.store.nodes import FileContent, Node, chunk_bits
 from floe.store.records import AttachmentRecord, Manifest
 from floe.store.stub import ANNOTATION, Marker
@@ -74,25 +74,31 @@ def attach(
     *,
     platform: str | Platform | None = None,
     plain_http: bool = False,
+    target_plain_http: bool | None = None,
     registry_config: Sequence[Path] = (),
     spool_dir: Path | None = None,  # noqa: ARG001 - nothing is spooled; callers treat all pushes alike
     progress: Progress | None = None,
 ) -> AttachResult:
     """Write `target`: the image `source` of one platform, with each (model, absolute path) as a stub layer.
 
+    `plain_http`: without TLS, where the source is a registry, and the target unless `target_plain_http` says otherwise.
+
     BadInputError: a path that cannot be, or that leads through a symlink of the image. NotFoundError: no such model
     or image. Raises the store's errors; the target is then not there, or as it was.
     """
     if not models:
         raise BadInputError("no model to attach", hint="give --model NAME[:TAG]=PATH")
+    for name in (source, target):
+        check_text(name, "image")
     paths = [places.check_path(path) for _, path in models]
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     with contextlib.ExitStack() as stack:
         found = stack.enter_context(
             contextlib.closing(open_source(source, plain_http=plain_http, registry_config=registry_config))
         )
+        plain = plain_http if target_plain_http is None else target_plain_http
         written = stack.enter_context(
-            contextlib.closing(open_target(target, plain_http=plain_http, registry_config=registry_config))
+            contextlib.closing(open_target(target, plain_http=plain, registry_config=registry_config))
         )
         placed = [_Placed(ref, path, *catalog.resolve_model(ref)) for (ref, _), path in zip(models, paths, strict=True)]
         image = resolve(found, wanted)
@@ -119,12 +125,12 @@ class _Attaching:
         config_descriptor = Descriptor(config_type, media.sha256_digest(config), len(config))
         manifest = self._manifest(new, config_descriptor)
         digest = media.sha256_digest(manifest)
+        self._record(digest, new)
         for descriptor in self._image.manifest.layers:
             self._copy(descriptor)
         for stub in new:
             self._push(stub.descriptor, stub.blob)
         self._push(config_descriptor, config)
-        self._record(digest, new)
         self._target.put_manifest(manifest, self._image.manifest.media_type)
         return AttachResult(self._target.name, digest, tuple(stub.descriptor for stub in new), self._copied)
 

@@ -1,7 +1,7 @@
 """An image to indexed layers: what is not in the store yet is read once and stored, then the image is recorded.
 
-Layers are read in parallel. Nothing names what was stored before every layer is complete: then come the layer refs,
-the chain refs, and the image record last.
+Layers are read in parallel, and what several of them hold is stored once. Nothing names what was stored before every
+layer is complete: then come the layer refs, the chain refs, and the image record last.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.source import Image, resolve
 from floe.ingest.oci.treeload import load_tree
 from floe.ingest.publish import Ingest, Progress
+from floe.ingest.session import Session
 from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.errors import CancelledError, DamagedError, NotFoundError, UnsupportedError
-from floe.store.ids import chain_ids
+from floe.store.ids import chain_ids, check_text
 from floe.store.nodes import Node
 from floe.store.packindex import LAYER_FRAME, PackIndex
 from floe.store.records import KIND_LAYER, ChainRecord, ImageRecord, Manifest
@@ -82,6 +83,7 @@ def index_image(
     `workers` threads hash and compress. `progress` counts bytes of layer blobs. Raises the store's errors; the store
     then names nothing of the image.
     """
+    check_text(ref, "image")
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     try:
         with contextlib.closing(open_source(ref, plain_http=plain_http, registry_config=registry_config)) as source:
@@ -120,7 +122,7 @@ class _Indexing:
     ) -> None:
         self._catalog, self._image, self._spool_dir, self._progress = catalog, image, spool_dir, progress
         self._workers = workers or os.cpu_count() or 2
-        self._stop = threading.Event()
+        self._session = Session(catalog.store)
         self._lock = threading.Lock()  # guards the sums below and `progress`
         self._loading = threading.Lock()  # one thread at a time loads the tree of a layer that is reused
         self._warnings: list[str] = []
@@ -180,7 +182,7 @@ class _Indexing:
             try:
                 wait(jobs, return_when=FIRST_EXCEPTION)
             finally:
-                self._stop.set()
+                self._session.stop()
                 for job in jobs:
                     job.cancel()
         failures = [error for job in jobs if not job.cancelled() and (error := job.exception()) is not None]
@@ -197,13 +199,21 @@ class _Indexing:
     def _ingest(self, layer: _Layer, workers: int) -> None:
         what = self._image.layer_name(layer.number)
         with Ingest(
-            self._catalog, spool_dir=self._spool_dir, frame_size=LAYER_FRAME, workers=workers, sync=False
+            self._catalog,
+            spool_dir=self._spool_dir,
+            frame_size=LAYER_FRAME,
+            workers=workers,
+            sync=False,
+            session=self._session,
         ) as ingest:
             tree = self._read_tree(layer, ingest, what)
             if stubs.has_marker(tree.root):
                 layer.stub = True
                 layer.tree.set_result(tree.root)
+                ingest.leave()
+                self._count(ingest, [])
                 return
+            ingest.flush()  # before waiting for the layers below
             labels = {"floe.diff-id": layer.diff_id}
             if tree.implicit:
                 labels[PARENT_LABEL] = layer.parent
@@ -218,10 +228,13 @@ class _Indexing:
                 layer.result = layer.known  # the same over these lower layers as over those it was indexed with
             else:
                 layer.usable = False
-            with self._lock:
-                self._new_packs += ingest.stats.new_packs
-                self._new_bytes += ingest.stats.new_bytes
-                self._warnings += [*tree.warnings, *ingest.stats.warnings]
+            self._count(ingest, tree.warnings)
+
+    def _count(self, ingest: Ingest, warnings: list[str]) -> None:
+        with self._lock:
+            self._new_packs += ingest.stats.new_packs
+            self._new_bytes += ingest.stats.new_bytes
+            self._warnings += [*warnings, *ingest.stats.warnings]
 
     def _read_tree(self, layer: _Layer, ingest: Ingest, what: str) -> LayerTree:
         descriptor = self._image.manifest.layers[layer.number]
@@ -241,7 +254,7 @@ class _Indexing:
 
     def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
-            if self._stop.is_set():
+            if self._session.stopping:
                 raise CancelledError("indexing was stopped")
             if self._progress is not None:
                 with self._lock:

@@ -1,14 +1,16 @@
 """Directories that a layer's archive has no entry for: which attributes they show above given lower layers.
 
 containerd copies them from the topmost lower layer that has the directory when it applies a layer (mkparent in
-archive/tar.go); without that, a layer holding only `tmp/x` would turn `/tmp` into 0755.
+archive/tar.go); without that, a layer holding only `tmp/x` would turn `/tmp` into 0755. It looks each layer up by itself,
+through that layer's symlinks: below `lib -> usr/lib` a layer that holds only `lib/x` takes after `usr/lib`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from floe.store.nodes import Node, find
+from floe.ingest.oci.links import follow
+from floe.store.nodes import Node
 
 _TRUSTED = b"trusted."
 
@@ -17,10 +19,10 @@ def inherit(implicit: Iterable[tuple[bytes, Node]], lower: Sequence[Callable[[],
     """Give each (path, directory) its mode, owner, times and xattrs from `lower`: roots of layers, topmost first."""
     for path, node in implicit:
         for root in lower:
-            found = find(root(), path)
-            if found is None:
-                continue
-            if found.is_dir:  # else it was replaced or deleted, and is made anew
+            found, left = follow(root(), path.split(b"/"), last=True)
+            if left and found.is_dir:
+                continue  # this layer has no such name
+            if found.is_dir:  # else it, or what was above it, was replaced or deleted, and is made anew
                 copy_attributes(found, node)
             break
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from floe.ingest.oci import acl, tarheader
+from floe.ingest.oci.links import LINKS_MAX, follow
 from floe.ingest.oci.tarheader import Entry
 from floe.ingest.oci.tarstream import Content, Limited, Sparse, TarStream
 from floe.store.erofs import LINK_MAX, NAME_MAX, XATTR_VALUE_MAX, xattr_name_parts
@@ -23,9 +24,9 @@ from floe.store.errors import DamagedError, UnsupportedError
 from floe.store.nodes import CHUNK, Chunk, FileContent, Node, chunk_bits
 
 WHITEOUT_PREFIX, AUFS_PREFIX, OPAQUE_MARKER = b".wh.", b".wh..wh.", b".wh..wh..opq"
+PLINK_DIR = b".wh..wh.plnk"
 OPAQUE_XATTR, OPAQUE_VALUE = b"trusted.overlay.opaque", b"y"
 _CAPABILITY = b"security.capability"
-_LINKS_MAX = 255  # symlinks followed on the way to one name, as containerd's continuity/fs
 _ID_MAX = 0xFFFFFFFE
 _FILE_MAX = 16 << 40  # bytes; ext4's limit, beyond which no builder has unpacked it either
 _WARNINGS_MAX = 100
@@ -73,6 +74,7 @@ class _Builder:
         self._what = what
         self._root = Node(stat.S_IFDIR | 0o755)
         self._implicit: dict[int, tuple[bytes, Node]] = {}
+        self._plinks: dict[bytes, Node] = {}  # aufs's hidden names of files, which hard links may refer to
         self._warnings: list[str] = []
         self._last: tuple[bytes, Node] | None = None  # the parent found last, by the name it was asked for
 
@@ -87,7 +89,8 @@ class _Builder:
             return
         base = parts[-1]
         if any(part.startswith(AUFS_PREFIX) for part in parts) and base != OPAQUE_MARKER:
-            return  # aufs's own bookkeeping
+            self._bookkeeping(parts, entry, stream)
+            return
         self._check(entry)
         parent = self._parent(parts[:-1], entry)
         if base == OPAQUE_MARKER:
@@ -101,6 +104,12 @@ class _Builder:
         else:
             self._remove(parent, base)
             parent.children[base] = self._leaf(entry, stream)
+
+    def _bookkeeping(self, parts: list[bytes], entry: Entry, stream: TarStream) -> None:
+        """Aufs's own files are not part of the layer, but for those that names in it are hard links to."""
+        if parts[0] == PLINK_DIR and entry.type == tarheader.REG:
+            self._check(entry)
+            self._plinks[b"/".join(parts)] = self._leaf(entry, stream)
 
     def _leaf(self, entry: Entry, stream: TarStream) -> Node:
         node = Node(0, entry.uid, entry.gid, entry.mtime, entry.mtime_ns)
@@ -251,7 +260,7 @@ class _Builder:
             child = nodes[-1].children.get(part)
             if child is not None and stat.S_ISLNK(child.mode):
                 links += 1
-                if links > _LINKS_MAX:
+                if links > LINKS_MAX:
                     raise DamagedError(f"{self._name(entry)} lies behind too many symlinks")
                 if child.link.startswith(b"/"):
                     del nodes[1:], path[:]
@@ -278,29 +287,10 @@ class _Builder:
 
     def _target(self, parts: list[bytes]) -> Node | None:
         """What a hard link names: its directory through symlinks, itself as it is."""
-        nodes = [self._root]
-        links = 0
-        pending = deque(parts)
-        while pending:
-            part = pending.popleft()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                del nodes[max(1, len(nodes) - 1) :]
-                continue
-            child = nodes[-1].children.get(part)
-            if child is None:
-                return None
-            if stat.S_ISLNK(child.mode) and pending:
-                links += 1
-                if links > _LINKS_MAX:
-                    return None
-                if child.link.startswith(b"/"):
-                    del nodes[1:]
-                pending.extendleft(reversed(child.link.split(b"/")))
-                continue
-            nodes.append(child)
-        return nodes[-1]
+        if parts[:1] == [PLINK_DIR]:
+            return self._plinks.get(b"/".join(parts))
+        node, left = follow(self._root, parts, last=False)
+        return None if left else node
 
     def _find(self, path: bytes) -> Node | None:
         node: Node | None = self._root

@@ -156,17 +156,21 @@ class LayoutTarget:
         self._path = Path(ref.path)
         if self._path.exists() and not (self._path / _MARKER).exists() and any(self._path.iterdir()):
             raise BadInputError(f"{self._path} is neither empty nor an OCI layout", hint="give another folder")
+        self._others(self._read_index())  # refused before anything is written
 
     def close(self) -> None:
         """See Target.close."""
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """See Target.has_blob."""
-        path = self._path / blob_name(descriptor.digest)
-        return path.is_file() and path.stat().st_size == descriptor.size
+        """See Target.has_blob. A file of that name is believed only after it was read: a damaged one is replaced."""
+        pieces = _Folder(self._path).open(blob_name(descriptor.digest))
+        try:
+            return pieces is not None and _read(verified(pieces, descriptor, self.name))
+        except DamagedError:
+            return False
 
     def mount_blob(self, descriptor: Descriptor, source: Source) -> bool:
-        """See Target.mount_blob: links the file of another layout on the same disk."""
+        """See Target.mount_blob: links the file of another layout on the same disk, once it was read and found sound."""
         if not isinstance(source, LayoutSource) or source.ref.archive:
             return False
         origin, here = Path(source.ref.path) / blob_name(descriptor.digest), self._path / blob_name(descriptor.digest)
@@ -176,35 +180,52 @@ class LayoutTarget:
             here.hardlink_to(origin)
         except OSError:
             return False
-        return True
+        try:
+            # What was linked is what must be read, not what has the other name by now.
+            return _read(
+                verified(_Folder(self._path).open(blob_name(descriptor.digest)) or (), descriptor, source.name)
+            )
+        except BaseException:
+            here.unlink(missing_ok=True)
+            raise
 
     def push_blob(self, descriptor: Descriptor, pieces: Iterable[bytes]) -> None:
         """See Target.push_blob."""
         self._write(blob_name(descriptor.digest), verified(pieces, descriptor, self.name))
 
     def put_manifest(self, raw: bytes, media_type: str) -> None:
-        """See Target.put_manifest: replaces the entry of the same tag."""
+        """See Target.put_manifest: replaces the entry of the same tag, or the only one without a tag."""
         entry: dict[str, Any] = {"mediaType": media_type, "digest": media.sha256_digest(raw), "size": len(raw)}
         if self.ref.tag is not None:
             entry["annotations"] = {TAG: self.ref.tag}
         self._write(blob_name(entry["digest"]), [raw])
         with self._locked():
             index = self._read_index()
-            kept = [m for m in index["manifests"] if (m.get("annotations") or {}).get(TAG) != self.ref.tag]
-            index["manifests"] = [*kept, entry]
+            index["manifests"] = [*self._others(index), entry]
             self._write(_MARKER, [json.dumps(_VERSION).encode()])
             self._write(_INDEX, [json.dumps(index).encode()])
+
+    def _others(self, index: dict[str, Any]) -> list[dict[str, Any]]:
+        """The entries that stay. BadInputError when nobody can tell which one is to be replaced."""
+        entries: list[dict[str, Any]] = index["manifests"]
+        others = [entry for entry in entries if (entry.get("annotations") or {}).get(TAG) != self.ref.tag]
+        if self.ref.tag is None and len(entries) - len(others) > 1:
+            raise BadInputError(
+                f"{self._path} holds {len(entries) - len(others)} images without a tag", hint="give a tag: oci:DIR:TAG"
+            )
+        return others
 
     def _read_index(self) -> dict[str, Any]:
         empty = {"schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": []}
         try:
-            index = json.loads((self._path / _INDEX).read_bytes())
-        except FileNotFoundError:
-            return empty
+            raw = _Folder(self._path).read(_INDEX)
+            if raw is None:
+                return empty
+            index = json.loads(raw)
         except ValueError as error:
             raise DamagedError(f"{self._path / _INDEX} is not JSON") from error
         manifests = index.get("manifests") if isinstance(index, dict) else None
-        if not isinstance(manifests, list) or not all(isinstance(m, dict) for m in manifests):
+        if not isinstance(manifests, list) or not all(map(_is_entry, manifests)):
             raise DamagedError(f"{self._path / _INDEX} is no index")
         return dict(index)
 
@@ -248,6 +269,17 @@ def _open_archive(path: Path) -> Archive:
 def blob_name(digest: str) -> str:
     """Where a layout keeps the blob `digest`."""
     return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+
+
+def _read(pieces: Iterable[bytes]) -> bool:
+    """Read to the end, where a digest is checked."""
+    for _ in pieces:
+        pass
+    return True
+
+
+def _is_entry(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("annotations") or {}, dict)
 
 
 def _only(found: list[Descriptor], what: str, path: str, manifests: tuple[Descriptor, ...]) -> Descriptor:

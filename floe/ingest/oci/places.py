@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from floe.ingest.oci.layers import OPAQUE_XATTR, LayerTree, is_whiteout
 from floe.store.errors import BadInputError
+from floe.store.ids import check_text
 from floe.store.nodes import Node
 
 _RESERVED = ("/.floe", "/proc", "/sys", "/dev")
@@ -15,6 +16,7 @@ _RESERVED = ("/.floe", "/proc", "/sys", "/dev")
 
 def check_path(path: str) -> str:
     """`path` in its one spelling; BadInputError unless it is absolute, below `/`, and says no `.` or `..`."""
+    check_text(path, "path")
     parts = [part for part in path.split("/") if part]
     if not path.startswith("/") or not parts or "\0" in path or any(part in (".", "..") for part in parts):
         raise BadInputError(f"{path!r} is no place for a model", hint="give an absolute path such as /opt/model")

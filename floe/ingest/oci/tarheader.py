@@ -7,6 +7,8 @@ which is what containerd and Docker unpack layers with: where they differ from t
 from __future__ import annotations
 
 import struct
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from floe.store.errors import DamagedError, UnsupportedError
@@ -27,7 +29,40 @@ _XATTR = b"SCHILY.xattr."
 _NS_DIGITS = 9
 _NUMBER_MAX = 1 << 62
 
-SparseMap = tuple[tuple[int, int], ...]
+PLACES_MAX = 1 << 20  # data areas of a sparse file; 16 bytes of memory each
+
+
+class SparseMap:
+    """Where the data of a sparse file lies: (offset, length) places, in bytes. DamagedError beyond PLACES_MAX."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._numbers = array("q")  # offset, length, offset, length, ...
+
+    def append(self, number: int) -> None:
+        """The next offset or length."""
+        if len(self._numbers) >= 2 * PLACES_MAX:
+            raise DamagedError(f"{self._what} has a sparse file of more than {PLACES_MAX} pieces, or without an end")
+        self._numbers.append(number)
+
+    def extend(self, numbers: Iterable[int]) -> None:
+        """More of them."""
+        for number in numbers:
+            self.append(number)
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 2
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        return self._numbers[2 * number], self._numbers[2 * number + 1]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every offset has its length."""
+        return len(self._numbers) % 2 == 0
 
 
 @dataclass(slots=True)
@@ -81,14 +116,16 @@ def parse_header(header: bytes, what: str) -> Entry:
     entry.stored = 0 if kind in WITHOUT_DATA else entry.size
     if kind == GNU_SPARSE:
         entry.size = _number(header[_GNU_SIZE], what)
-        entry.sparse = _gnu_map(header, _GNU_MAP, _GNU_MAP_ITEMS, what)
+        entry.sparse = SparseMap(what)
+        entry.sparse.extend(_gnu_numbers(header, _GNU_MAP, _GNU_MAP_ITEMS, what))
         entry.gnu_extended = header[_GNU_EXTENDED] != 0
     return entry
 
 
-def parse_gnu_extension(block: bytes, what: str) -> tuple[SparseMap, bool]:
-    """A block that continues a GNU sparse map: its places, and whether another follows."""
-    return _gnu_map(block, 0, _EXTENSION_ITEMS, what), block[_EXTENSION_EXTENDED] != 0
+def parse_gnu_extension(places: SparseMap, block: bytes, what: str) -> bool:
+    """Add the places of a block that continues a GNU sparse map; whether another follows."""
+    places.extend(_gnu_numbers(block, 0, _EXTENSION_ITEMS, what))
+    return block[_EXTENSION_EXTENDED] != 0
 
 
 def parse_pax(data: bytes, what: str) -> list[tuple[bytes, bytes]]:
@@ -112,18 +149,18 @@ def parse_pax(data: bytes, what: str) -> list[tuple[bytes, bytes]]:
 def apply_pax(entry: Entry, records: list[tuple[bytes, bytes]], what: str) -> bool:
     """Let pax records change `entry`. True: the entry's data begins with a sparse map (GNU sparse format 1.0)."""
     sparse: dict[bytes, bytes] = {}
-    places: list[bytes] = []
+    places = SparseMap(what)
     for key, value in records:
         if key.startswith(b"GNU.sparse."):
             sparse[key[11:]] = value
             if key[11:] in (b"offset", b"numbytes"):
-                places.append(value)
+                places.append(_decimal(value, what))
         elif key.startswith(_XATTR):
             entry.xattrs[key[len(_XATTR) :]] = value
         elif value:  # an empty value leaves what the header says
             _apply(entry, key, value, what)
     if b"map" in sparse and not places:
-        places = sparse[b"map"].split(b",") if sparse[b"map"] else []
+        places.extend(_decimal(number, what) for number in _fields(sparse[b"map"]))
     return _apply_sparse(entry, sparse, places, what) if sparse else False
 
 
@@ -145,7 +182,7 @@ def _apply(entry: Entry, key: bytes, value: bytes, what: str) -> None:
         entry.mtime, entry.mtime_ns = _time(value, what)
 
 
-def _apply_sparse(entry: Entry, sparse: dict[bytes, bytes], places: list[bytes], what: str) -> bool:
+def _apply_sparse(entry: Entry, sparse: dict[bytes, bytes], places: SparseMap, what: str) -> bool:
     version = (sparse.get(b"major"), sparse.get(b"minor"))
     if version not in ((None, None), (b"0", b"0"), (b"0", b"1"), (b"1", b"0")):
         raise UnsupportedError(f"{what} has a sparse file of the unknown GNU format {version!r}")
@@ -158,19 +195,29 @@ def _apply_sparse(entry: Entry, sparse: dict[bytes, bytes], places: list[bytes],
     entry.name = sparse.get(b"name") or entry.name
     if version == (b"1", b"0"):
         return True
-    entry.sparse = _pairs(places, what)
+    if not places.is_whole:
+        raise DamagedError(f"{what} has a sparse file with half a place in its map")
+    entry.sparse = places
     return False
 
 
-def parse_sparse_text(numbers: list[bytes], what: str) -> SparseMap:
-    """The map at the start of a GNU 1.0 sparse file's data: pairs of decimal numbers."""
-    return _pairs(numbers, what)
+def parse_count(data: bytes, what: str) -> int:
+    """How many places a GNU 1.0 sparse map says it has; DamagedError for more than PLACES_MAX."""
+    count = _decimal(data, what)
+    if count > PLACES_MAX:
+        raise DamagedError(f"{what} has a sparse file of {count} pieces; at most {PLACES_MAX} are read")
+    return count
+
+
+def parse_sparse_number(data: bytes, what: str) -> int:
+    """A line of a GNU 1.0 sparse map."""
+    return _decimal(data, what)
 
 
 def check_sparse(entry: Entry, what: str) -> None:
     """DamagedError unless the places of a sparse file ascend, lie inside of it, and add up to its stored bytes."""
     end = total = 0
-    for offset, length in entry.sparse or ():
+    for offset, length in () if entry.sparse is None else entry.sparse:
         if offset < end or length < 0 or offset + length > entry.size:
             raise DamagedError(f"{what} has a sparse file whose map does not fit its size")
         end = offset + length
@@ -179,20 +226,22 @@ def check_sparse(entry: Entry, what: str) -> None:
         raise DamagedError(f"{what} has a sparse file whose map does not fit its data")
 
 
-def _pairs(numbers: list[bytes], what: str) -> SparseMap:
-    if len(numbers) % 2:
-        raise DamagedError(f"{what} has a sparse file with half a place in its map")
-    values = [_decimal(number, what) for number in numbers]
-    return tuple(zip(values[::2], values[1::2], strict=True))
+def _fields(data: bytes) -> Iterator[bytes]:
+    """What stands between commas, one at a time: a list of all would take some hundred times the memory."""
+    start = 0
+    while start < len(data):
+        end = data.find(b",", start)
+        end = len(data) if end < 0 else end
+        yield data[start:end]
+        start = end + 1
 
 
-def _gnu_map(block: bytes, start: int, items: int, what: str) -> SparseMap:
-    places = []
+def _gnu_numbers(block: bytes, start: int, items: int, what: str) -> Iterator[int]:
     for at in range(start, start + 24 * items, 24):
         if block[at] == 0:  # an unused item
             break
-        places.append((_number(block[at : at + 12], what), _number(block[at + 12 : at + 24], what)))
-    return tuple(places)
+        yield _number(block[at : at + 12], what)
+        yield _number(block[at + 12 : at + 24], what)
 
 
 def _text(data: bytes) -> bytes:

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from floe.ingest.oci import tarheader
-from floe.ingest.oci.tarheader import RECORD, Entry
+from floe.ingest.oci.tarheader import RECORD, Entry, SparseMap
 from floe.store.errors import DamagedError
 
 _SPECIAL_MAX = 4 << 20  # bytes of a pax header or a long name
-_MAP_MAX = 64 << 20  # bytes of a sparse map
-_PLACES_MAX = 4 << 20  # data areas of a sparse file
+_NUMBER_MAX = 20  # digits of a number in a sparse map, and more
 _ZERO_RECORD = bytes(RECORD)
 _ZEROS = bytes(1 << 20)
 
@@ -106,14 +105,18 @@ class Sparse:
         self._data = data
         self._size = entry.size
         self._at = 0
-        self._places = [place for place in entry.sparse or () if place[1]]
-        self._places.reverse()
+        self._places = iter(() if entry.sparse is None else entry.sparse)
+        self._place = self._next_place()
+
+    def _next_place(self) -> tuple[int, int] | None:
+        """The next data area that is not empty: its offset and length in bytes."""
+        return next((place for place in self._places if place[1]), None)
 
     def hole(self) -> int:
         """Bytes from here on that are hole, 0 inside of data."""
-        if not self._places:
+        if self._place is None:
             return self._size - self._at
-        return max(0, self._places[-1][0] - self._at)
+        return max(0, self._place[0] - self._at)
 
     def skip(self, size: int) -> None:
         """Pass over `size` bytes, no more than `hole()`."""
@@ -126,13 +129,13 @@ class Sparse:
         hole = self.hole()
         if hole:
             data = _ZEROS[: min(hole, size)]
-        elif not self._places:
+        elif self._place is None:
             return b""
         else:
-            offset, length = self._places[-1]
-            data = self._data.read(min(size, offset + length - self._at))
-            if self._at + len(data) == offset + length:
-                self._places.pop()
+            end = sum(self._place)
+            data = self._data.read(min(size, end - self._at))
+            if self._at + len(data) == end:
+                self._place = self._next_place()
         self._at += len(data)
         return data
 
@@ -194,8 +197,8 @@ class TarStream:
             old_directory = entry.type == tarheader.REG_OLD and entry.name.endswith(b"/")
             entry.type = tarheader.DIRECTORY if old_directory else tarheader.REG
             entry.stored = 0 if old_directory else entry.stored
-        if entry.gnu_extended:
-            entry.sparse = self._extended(entry.sparse or ())
+        if entry.gnu_extended and entry.sparse is not None:
+            self._extended(entry.sparse)
         if entry.type == tarheader.GNU_SPARSE:
             entry.type = tarheader.REG
         self._start(entry.stored)
@@ -236,15 +239,9 @@ class TarStream:
             raise DamagedError(f"{self._what} is cut short inside of a header")
         return block
 
-    def _extended(self, first: tarheader.SparseMap) -> tarheader.SparseMap:
-        places = list(first)
-        more = True
-        while more:
-            if len(places) > _PLACES_MAX:
-                raise DamagedError(f"{self._what} has a sparse file without an end of its map")
-            some, more = tarheader.parse_gnu_extension(self._block(), self._what)
-            places.extend(some)
-        return tuple(places)
+    def _extended(self, places: SparseMap) -> None:
+        while tarheader.parse_gnu_extension(places, self._block(), self._what):
+            pass
 
     def _special(self, entry: Entry) -> bytes:
         if entry.stored > _SPECIAL_MAX:
@@ -252,26 +249,24 @@ class TarStream:
         self._start(entry.stored)
         return self._data.read()
 
-    def _map(self, entry: Entry) -> tarheader.SparseMap:
+    def _map(self, entry: Entry) -> SparseMap:
         """GNU sparse format 1.0: decimal numbers on lines, the first their count of pairs, padded to records."""
-        text = b""
+        places = SparseMap(self._what)
         wanted: int | None = None
-        lines = 0
-        parts: list[bytes] = []
-        while wanted is None or lines < wanted:
-            if self._data.left < RECORD or len(parts) * RECORD > _MAP_MAX:
+        rest = b""
+        while wanted is None or len(places) < wanted:
+            if self._data.left < RECORD:
                 raise DamagedError(f"{self._what} has a sparse file without an end of its map")
-            part = b""
-            while len(part) < RECORD:
-                part += self._data.read(RECORD - len(part))
-            parts.append(part)
-            lines += part.count(b"\n")
-            if wanted is None and lines:
-                text = b"".join(parts)
-                count = text.partition(b"\n")[0]
-                if not count.isdigit() or len(count) > 9:
-                    raise DamagedError(f"{self._what} has a sparse file with a malformed map")
-                wanted = 1 + 2 * int(count)
-        numbers = b"".join(parts).split(b"\n")[1:wanted]
+            part = rest
+            while len(part) < len(rest) + RECORD:
+                part += self._data.read(len(rest) + RECORD - len(part))
+            *lines, rest = part.split(b"\n")
+            for line in lines:
+                if wanted is None:
+                    wanted = tarheader.parse_count(line, self._what)
+                elif len(places) < wanted:
+                    places.append(tarheader.parse_sparse_number(line, self._what))
+            if len(rest) > _NUMBER_MAX and (wanted is None or len(places) < wanted):  # else it is padding
+                raise DamagedError(f"{self._what} has a sparse file with a malformed map")
         entry.stored = self._data.left
-        return tarheader.parse_sparse_text(numbers, self._what)
+        return places

@@ -1,0 +1,45 @@
+"""Names of a layer followed through its own symlinks, which never lead out of it."""
+
+from __future__ import annotations
+
+import stat
+from collections import deque
+from collections.abc import Iterable
+
+from floe.store.nodes import Node
+
+LINKS_MAX = 255  # symlinks followed on the way to one name, as containerd's continuity/fs
+
+
+def follow(root: Node, parts: Iterable[bytes], *, last: bool) -> tuple[Node, int]:
+    """The node that `parts` lead to, and 0; or the one where the way ends, and how many parts are left.
+
+    `..` above the root is the root. `last`: a symlink at the end is followed too. A way of too many symlinks ends.
+    """
+    nodes = [root]
+    links = 0
+    pending = deque(parts)
+    while pending:
+        part = pending[0]
+        if part in (b"", b"."):
+            pending.popleft()
+            continue
+        if part == b"..":
+            pending.popleft()
+            del nodes[max(1, len(nodes) - 1) :]
+            continue
+        child = nodes[-1].children.get(part)
+        if child is None:
+            break
+        if stat.S_ISLNK(child.mode) and (last or len(pending) > 1):
+            links += 1
+            if links > LINKS_MAX:
+                break
+            pending.popleft()
+            if child.link.startswith(b"/"):
+                del nodes[1:]
+            pending.extendleft(reversed(child.link.split(b"/")))
+            continue
+        pending.popleft()
+        nodes.append(child)
+    return nodes[-1], len(pending)
