@@ -30,6 +30,8 @@ update_once() {
 # Packages without a service: tools and libraries only.
 packages=(ca-certificates skopeo python3-venv busybox-static erofs-utils libseccomp2 xz-utils)
 [ "$profile" = demo ] || packages+=(git make umoci fio strace attr acl libcap2-bin iproute2)
+# The portable mount: pyfuse3 is built here, fusermount3 mounts for a user who is not root.
+[ "$profile" = demo ] || packages+=(fuse3 libfuse3-dev pkg-config gcc python3-dev)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

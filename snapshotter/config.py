@@ -21,6 +21,7 @@ class SnapshotterConfig:
     the tree mounts and sockets, `cache_dir` the node cache. `store_url` and `index_url` (None: no index) name the
     store. `prepare_timeout` is in seconds, shared by the look-ups of one pull. `on_store_error` is "unpack" (a layer
     that cannot be had lazily in time is unpacked the ordinary way) or "error" (the pull fails as unavailable).
+    `mounter` and `loop`: see floe.mount.mounter.TreeMounter.
     `metrics_address` is a unix socket or loopback HOST:PORT, None for no metrics.
     """
 
@@ -32,6 +33,8 @@ class SnapshotterConfig:
     index_url: str | None = None
     prepare_timeout: float = 2.0
     on_store_error: str = UNPACK
+    mounter: str = "auto"
+    loop: str = "auto"
     log_level: str = "info"
     metrics_address: str | None = None
 

@@ -53,7 +53,7 @@ class Clones:
                 except OperationError as error:
                     raise UnavailableError(
                         f"layers cannot be shown to a user namespace at {folder}: {error}",
-                        hint="idmapped EROFS and overlay mounts need Linux 5.19 or newer",
+                        hint="idmapped EROFS and overlay mounts need Linux 5.19 or newer; the portable mount has none",
                     ) from error
         return targets
 

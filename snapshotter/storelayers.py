@@ -21,6 +21,7 @@ from floe.store.ids import check_oci_digest
 from floe.store.index import open_index
 from floe.store.objects import open_store
 from floe.store.objects.retry import RetryingStore
+from floe.store.process import is_alive
 from floe.store.trees import LocalTree, TreeStore
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ def open_layers(config: SnapshotterConfig) -> StoreLayers:
     store = RetryingStore(open_store(config.store_url, retry=False), deadline=config.prepare_timeout)
     catalog = Catalog(store, open_index(config.index_url))
     cache = NodeCache(config.cache_dir)
-    return StoreLayers(catalog, TreeStore(store, cache), TreeMounter(config.run_dir, cache))
+    mounter = TreeMounter(config.run_dir, cache, loop=config.loop, kind=config.mounter)
+    return StoreLayers(catalog, TreeStore(store, cache), mounter)
 
 
 class StoreLayers:
@@ -96,6 +98,8 @@ class StoreLayers:
         worker is not asked: whoever did would wait as long as its readers.
         """
         record = self._mounter.state.record(tree)
+        if record is not None and record.server and not is_alive(record.server):
+            return False
         if record is not None and (record.mode != PACKFS or record.packfs_device == self._living_packfs()):
             return True
         if record is not None and record.packfs_device == packfs_device(self._mounter.run_dir) and self._is_silent():

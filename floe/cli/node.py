@@ -61,14 +61,29 @@ def tree_mounts(run_dir: Path) -> Iterator[dict[str, Any]]:
     mounts = mounttable.mounts()
     models = [found for path in sorted((run_dir / "models").glob("*.json")) if (found := _json(path))]
     for mount in mounts:
-        if mount.fstype == "erofs" and mount.target.startswith(home):
+        by = "portable" if mount.fstype == mounttable.PORTABLE_TYPE else "erofs"
+        if mount.fstype in mounttable.TREE_TYPES and mount.target.startswith(home):
             digest = mount.target.removeprefix(home)
             yield {
+                "by": by,
                 "tree": digest,
                 "mode": _json(run_dir / "mounts" / f"{digest}.json").get("mode", "unknown"),
                 "at": mount.target,
                 "uses": [m.target for m in mounts if m.device == mount.device and m.target != mount.target],
                 "models": {m["mountpoint"]: m["model"] for m in models if m.get("tree") == digest},
+            }
+    for model in models:  # of a user who is not root
+        if model.get("server") and any(
+            m.target == model["mountpoint"] and m.fstype == mounttable.PORTABLE_TYPE for m in mounts
+        ):
+            place = model["mountpoint"]
+            yield {
+                "by": "portable",
+                "tree": model["tree"],
+                "mode": "store",
+                "at": place,
+                "uses": [place],
+                "models": {place: model["model"]},
             }
 
 

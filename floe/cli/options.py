@@ -21,6 +21,7 @@ SHARED = (
     *("store_timeout", "log_level", "log_format"),
 )
 PUSHING = ("spool_dir", "workers")
+MOUNTING = ("mounter", "loop")
 READING = ("readahead", "read_deadline", "fetch_memory")
 
 
@@ -91,7 +92,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(args: argparse.Namespace, *, daemon: bool = False) -> Settings:
     """The settings in force for the parsed command line; logging is set up by them."""
-    settings = settings_module.load(vars(args), os.environ, getattr(args, "config", None))
+    defaults = settings_module.defaults_for(os.geteuid(), os.environ)
+    settings = settings_module.load(vars(args), os.environ, getattr(args, "config", None), defaults)
     logs.set_up(settings.log_level, settings.log_format, daemon=daemon)
     return settings
 
@@ -106,4 +108,6 @@ def _metavar(key: str) -> str:
         return "ADDRESS"
     if key.endswith(("_timeout", "_deadline")):
         return "SECONDS"
-    return {"workers": "N", "on_store_error": "WHAT", "registry_config": "DIRS"}.get(key, "SIZE")
+    return {"workers": "N", "on_store_error": "WHAT", "registry_config": "DIRS", "mounter": "WHAT", "loop": "WHEN"}.get(
+        key, "SIZE"
+    )

@@ -123,6 +123,10 @@ class Settings:
     )
     prepare_timeout: float = _setting(2.0, _seconds, "seconds the look-ups of one pull may take together (2)")
     on_store_error: str = _setting("unpack", _one_of("unpack", "error"), "a failed look-up: unpack or error (unpack)")
+    mounter: str = _setting(
+        "auto", _one_of("auto", "erofs", "portable"), "what mounts: erofs, portable, or auto: EROFS if there is (auto)"
+    )
+    loop: str = _setting("auto", _one_of("auto", "always", "never"), "loop devices below EROFS: auto, always, never")
     packfs_metrics: str | None = _setting(None, _text, "unix:/PATH, LOOPBACK:PORT or none")
     snapshotter_metrics: str | None = _setting(None, _text, "unix:/PATH, LOOPBACK:PORT or none")
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
@@ -167,14 +171,30 @@ def flag_name(key: str) -> str:
     return key.replace("_", "-")
 
 
-def load(flags: Mapping[str, object], environ: Mapping[str, str], config: str | None = None) -> Settings:
+def defaults_for(uid: int, environ: Mapping[str, str]) -> Settings:
+    """The built-in settings; a user other than root has directories and index of their own, after the XDG variables."""
+    if uid == 0:
+        return Settings()
+    cache = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "~").expanduser() / ".cache") / "floe"
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    run_dir = Path(runtime) / "floe" if runtime else cache / "run"
+    return Settings(index=f"sqlite:{cache}/index.db", cache_dir=cache / "node", run_dir=run_dir)
+
+
+def load(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    config: str | None = None,
+    defaults: Settings | None = None,
+) -> Settings:
     """The settings in force. `config` is --config (None: FLOE_CONFIG or the default file; "": no file).
 
+    They start from `defaults`, or from the built-in ones.
     Raises BadInputError for an unknown key or a bad value, naming where it stands, and for a file that was
     asked for and is not there; the default file may be missing.
     """
     given = config if config is not None else environ.get(f"{PREFIX}CONFIG") or None
-    settings = Settings()
+    settings = defaults or Settings()
     if given != "":
         path = Path(given or DEFAULT_CONFIG)
         settings = _apply(settings, _read_file(path, required=given is not None), lambda key: f"{key} in {path}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from floe.cli.context import make_directory
-from floe.cli.options import Commands, add_command, add_settings, settings_of
+from floe.cli.options import MOUNTING, Commands, add_command, add_settings, settings_of
 
 KEYS = ("address", "prepare_timeout", "on_store_error")
 
@@ -13,7 +13,7 @@ KEYS = ("address", "prepare_timeout", "on_store_error")
 def add_parser(commands: Commands) -> None:
     """Add `floe snapshotter`."""
     parser = add_command(commands, "snapshotter", "Run the containerd snapshotter in the foreground.", run)
-    add_settings(parser, *KEYS)
+    add_settings(parser, *KEYS, *MOUNTING)
     add_settings(parser, "snapshotter_metrics", aliases=("--metrics",))
 
 
@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
             index_url=None if settings.index == "none" else settings.index,
             prepare_timeout=settings.prepare_timeout,
             on_store_error=settings.on_store_error,
+            mounter=settings.mounter,
+            loop=settings.loop,
             log_level=settings.log_level,
             metrics_address=metrics,
         )

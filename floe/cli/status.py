@@ -61,7 +61,7 @@ def _show(status: dict[str, Any]) -> None:
     lines.append(("mounts", str(len(status["mounts"]))))
     output.pairs(lines)
     for mount in status["mounts"]:
-        output.line(f"  tree {mount['tree']} ({mount['mode']})")
+        output.line(f"  tree {mount['tree']} ({mount['mode']}{', portable' if mount['by'] == 'portable' else ''})")
         for use in mount["uses"]:
             output.line(f"    {use}" + (f"  {mount['models'][use]}" if use in mount["models"] else ""))
     for process in status["stuck_processes"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from floe.cli import output
@@ -22,8 +23,17 @@ def run(args: argparse.Namespace) -> int:
     """Unmount, and stop the pack filesystem when a mount of a model had started it and nothing needs it now."""
     settings = settings_of(args)
     mountpoint = Path(args.mountpoint).absolute()
-    if not settings.run_dir.is_dir() or not settings.cache_dir.is_dir():
+    is_root = os.geteuid() == 0
+    if not settings.run_dir.is_dir() or (is_root and not settings.cache_dir.is_dir()):
         raise NotFoundError(f"no model is mounted at {mountpoint}", hint="check --run-dir and --cache-dir")
+    if not is_root:
+        from floe.mount.state import RunState  # noqa: PLC0415 - lazy: keeps --help fast
+        from floe.mount.usermount import umount_for_user  # noqa: PLC0415 - likewise
+
+        umount_for_user(mountpoint, RunState(settings.run_dir))
+        if args.json:
+            output.print_json({"mountpoint": str(mountpoint), "packfs_stopped": False})
+        return 0
     from floe.cli import packfs_process  # noqa: PLC0415 - lazy: keeps --help fast
     from floe.mount.modelmount import umount_model  # noqa: PLC0415 - likewise
     from floe.mount.mounter import TreeMounter  # noqa: PLC0415 - likewise

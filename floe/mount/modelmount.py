@@ -36,6 +36,7 @@ class ModelMount:
     started_packfs: bool
     made: bool
     boot: str
+    server: str = ""  # of an ordinary user's mount, see usermount.py
 
     @property
     def id(self) -> str:
@@ -67,7 +68,7 @@ def mount_model(
     with mounter.state.lock("models", _WAIT):
         for line in mounter.sweep():  # on a machine without a snapshotter nobody else does: pins of before a reboot
             _log.info("%s", line)
-        made = _check_place(place)
+        made = check_place(place)
         started = False
         try:
             if any(not pack.complete for pack in tree.packs) and not _packfs_runs(mounter):
@@ -126,7 +127,7 @@ def model_mounts(mounter: TreeMounter) -> list[ModelMount]:
     return [record for record in found if record is not None]
 
 
-def _check_place(place: str) -> bool:
+def check_place(place: str) -> bool:
     """Whether the directory was made. Only what is empty and no mountpoint will do."""
     if mount_at(place, read_mounts()) is not None:
         raise BusyError(f"{place} is a mountpoint already", hint="`floe umount` it, or choose another directory")

@@ -15,7 +15,6 @@ import enum
 import errno
 import logging
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,19 +25,20 @@ from floe.mount.holders import holders_hint
 from floe.mount.home import TreesHome
 from floe.mount.mountinfo import MountEntry, mount_at, read_mounts
 from floe.mount.native import Pins
-from floe.mount.placement import LoopMode, Placement
-from floe.mount.quiet import Packfs, ensure_quiet, is_mount_of, packfs_device, superblock_alive
+from floe.mount.placement import Placement
+from floe.mount.quiet import Packfs, ensure_quiet, is_mount_of, lives_on, packfs_device, superblock_alive
 from floe.mount.refusals import refusal
-from floe.mount.runner import HELPER_COMMAND, MountRunner, OperationError
+from floe.mount.runner import HELPER_COMMAND, PORTABLE_COMMAND, MountRunner, OperationError
 from floe.mount.state import METADATA, NATIVE, PACKFS, MountRecord, RunState
 from floe.mount.trees import PackCache, Tree
 from floe.protos.packfs_control import PackfsClient
 from floe.store.errors import BusyError, DeadlineError, FloeError, PreconditionError, UnavailableError
 from floe.store.ids import check_hexdigest
+from floe.store.mounttable import PORTABLE_TYPE, TREE_TYPES
+from floe.store.process import is_alive
 
 _log = logging.getLogger(__name__)
 READ_AHEAD_KB = 1024  # mmap faults then arrive in large reads
-_DETACH = 1.0  # seconds that loop devices get to be detached
 _DEAD = {errno.ENOTCONN, errno.EIO, errno.ECONNABORTED, errno.ESTALE}
 
 
@@ -54,7 +54,8 @@ class TreeMounter:
     """Thread-safe, and safe beside other processes on the same `run_dir`. Needs root.
 
     `deadline` in seconds bounds each mount operation. `loop` says whether loop devices are put below EROFS: "auto"
-    when this kernel or the cache's disk needs it, "always", "never". `packfs` and `command` are for tests.
+    when this kernel or the cache's disk needs it, "always", "never". `kind` says what mounts: "erofs", "portable" (a
+    process with pyfuse3 for each tree), or "auto": EROFS if the kernel has it. `packfs` and `command` are for tests.
     """
 
     def __init__(
@@ -63,7 +64,8 @@ class TreeMounter:
         cache: PackCache,
         *,
         deadline: float = 10,
-        loop: LoopMode = "auto",
+        loop: str = "auto",
+        kind: str = "auto",
         packfs: Packfs | None = None,
         command: Sequence[str] = HELPER_COMMAND,
     ) -> None:
@@ -73,7 +75,8 @@ class TreeMounter:
         self.pins = Pins(cache, self.state, self.run_dir)
         self.packfs: Packfs = packfs or PackfsClient(self.run_dir)
         self.runner = MountRunner(deadline, self.state.stuck, command)
-        self.placement = Placement(loop, self.runner, self.state, cache.root)
+        portable = MountRunner(deadline, self.state.stuck, PORTABLE_COMMAND)
+        self.placement = Placement(loop, self.runner, self.state, cache.root, kind=kind, portable=portable)
         self._wait = 3 * deadline  # seconds for a lock: another process may need some operations
         self.home = TreesHome(self.runner, self.state, self._wait)
 
@@ -138,7 +141,7 @@ class TreeMounter:
         there = mount_at(place, mounts)
         if there is None:
             return
-        if there.fstype != "erofs":
+        if there.fstype not in TREE_TYPES:
             raise PreconditionError(f"{place} is a mount of {there.fstype}, not of a tree", hint="unmount it yourself")
         if sum(entry.device == there.device for entry in mounts) == 1:
             # The last one takes the superblock with it, and waits for reads in flight on it.
@@ -166,6 +169,8 @@ class TreeMounter:
             return MountState.MISSING
         record = self.state.record(digest)
         places = [mount.target]
+        if record is not None and record.server and not is_alive(record.server):
+            return MountState.DEAD
         if record is not None and record.mode == PACKFS:
             if packfs_device(self.run_dir) != record.packfs_device:
                 return MountState.DEAD  # a new server does not heal the trees of the old one
@@ -219,7 +224,7 @@ class TreeMounter:
 
     def forget(self, digest: str, record: MountRecord | None) -> None:
         """Clear up after a tree that is not mounted: record, pins and mountpoint."""
-        if record is not None and _lives_on(record):
+        if record is not None and lives_on(record):
             _log.warning("tree %s was unmounted but is still used, by an overlay or elsewhere", digest)
             self.state.set_aside(record)
         self.state.forget(digest)
@@ -270,11 +275,17 @@ class TreeMounter:
             return record
         if record is None:  # the run directory was tampered with: assume what needs most care
             record = MountRecord(digest, PACKFS, (), self.state.boot, packfs_device=packfs_device(self.run_dir))
-        record = replace(record, **self._facts(self.runner.run("identify", target=mount.target)))
+        if mount.fstype == PORTABLE_TYPE:  # not asked, since it may be dead
+            server = mount.source.removeprefix("floe:")
+            record = replace(record, device=mount.device, bdi=mount.device, server=server)
+        else:
+            record = replace(record, **self._facts(self.runner.run("identify", target=mount.target)))
         self.state.save(record)
         return record
 
     def _dead(self, record: MountRecord) -> bool:
+        if record.server and not is_alive(record.server):
+            return True
         if record.mode != PACKFS:
             return False
         if packfs_device(self.run_dir) == record.packfs_device:
@@ -370,20 +381,10 @@ class TreeMounter:
 
     @staticmethod
     def _facts(answer: dict[str, Any]) -> dict[str, Any]:
-        facts: dict[str, Any] = {key: answer[key] for key in ("device", "bdi", "directio") if key in answer}
+        facts: dict[str, Any] = {key: answer[key] for key in ("device", "bdi", "directio", "server") if key in answer}
         if "loops" in answer:
             facts["loops"] = tuple((device, file) for device, file in answer["loops"])
         return facts
-
-
-def _lives_on(record: MountRecord) -> bool:
-    """Whether the superblock outlives its unmount. Some kernels detach loop devices a moment later: that is no life."""
-    until = time.monotonic() + (_DETACH if record.loops else 0)
-    while superblock_alive(record, read_mounts()):
-        if time.monotonic() >= until:
-            return True
-        time.sleep(_DETACH / 50)
-    return False
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Straight on files or on loop devices: what this kernel can do and the cache's disk allows, found out once a boot."""
+"""What a tree is mounted by: EROFS straight on files or on loop devices, or the portable mount.
+
+What this kernel can do and the cache's disk allows is found out once a boot.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import logging
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from floe.mount.probe import Probed, probe
 from floe.mount.runner import MountRunner, OperationError
@@ -15,15 +18,30 @@ from floe.mount.state import RunState
 from floe.store.errors import UnsupportedError
 
 _log = logging.getLogger(__name__)
-LoopMode = Literal["auto", "always", "never"]
 
 
 class Placement:
-    """Mounts EROFS images, on what fits. `folder` is where images and packs lie. Thread-safe."""
+    """Mounts EROFS images, on what fits. `folder` is where images and packs lie. Thread-safe.
 
-    def __init__(self, mode: LoopMode, runner: MountRunner, state: RunState, folder: Path) -> None:
+    `mode` and `kind`: see TreeMounter's `loop` and `kind`. The kind "auto" takes the portable mount, which `portable`
+    runs, where the kernel has no EROFS.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        runner: MountRunner,
+        state: RunState,
+        folder: Path,
+        *,
+        kind: str = "auto",
+        portable: MountRunner,
+    ) -> None:
         self._mode = mode
+        self._kind = kind
         self._runner = runner
+        self._portable = portable
+        self._warned = False
         self._state = state
         self._folder = folder
         self._lock = threading.Lock()
@@ -38,6 +56,27 @@ class Placement:
 
     def mount(self, **request: Any) -> dict[str, Any]:
         """Run the operation `mount` (see helper.py). OperationError, DeadlineError, UnsupportedError."""
+        if self._kind == "portable":
+            return self._mount_portable(**request)
+        try:
+            return self._mount_erofs(**request)
+        except OperationError as error:
+            # Of loop devices ENODEV says something else.
+            if error.errno != errno.ENODEV or not error.step.startswith("fsopen") or self._kind == "erofs":
+                raise
+        if not self._warned:
+            self._warned = True
+            _log.warning("this kernel has no EROFS: trees are mounted through pyfuse3")
+        try:
+            return self._mount_portable(**request)
+        except OperationError as error:
+            error.step = f"this kernel has no EROFS, and {error.step}"
+            raise
+
+    def _mount_portable(self, **request: Any) -> dict[str, Any]:
+        return self._portable.run("mount", log=str(self._state.portable_log), **request)
+
+    def _mount_erofs(self, **request: Any) -> dict[str, Any]:
         if self._mode == "always":
             return self._runner.run("mount", loop=True, **request)
         probed = self.probe()

@@ -70,7 +70,10 @@ def _put(
 
 
 def probe(runner: MountRunner, folder: Path) -> Probed:
-    """Try it with files in `folder`, which are removed again. DeadlineError, or OSError of the folder."""
+    """Try it with files in `folder`, which are removed again.
+
+    OperationError ENODEV without EROFS in the kernel; DeadlineError, or OSError of the folder.
+    """
     with tempfile.TemporaryDirectory(prefix="probe-", dir=folder) as name:
         image, pack = Path(name, "image"), Path(name, "pack")
         image.write_bytes(probe_image())
@@ -78,6 +81,8 @@ def probe(runner: MountRunner, folder: Path) -> Probed:
         try:
             answer = runner.run("probe", source=str(image), devices=[str(pack)], name=_FILE, length=_BLOCKS * BLOCK)
         except OperationError as error:
+            if error.errno == errno.ENODEV:
+                raise
             return Probed(False, f"EROFS is not mounted from files in {folder}: {error}")
     if answer["errno"] != errno.EIO or answer["read"] > BLOCK * _BLOCKS // 2:
         return Probed(False, "this kernel reads zeros where a file below an EROFS mount is too short")

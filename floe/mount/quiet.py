@@ -6,6 +6,7 @@ not begun. A superblock lives on after its unmount while another mount namespace
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,11 @@ from floe.mount.mountinfo import MountEntry, mount_at, read_mounts
 from floe.mount.runner import MountRunner, OperationError
 from floe.mount.state import PACKFS, MountRecord
 from floe.store.errors import BusyError, UnavailableError
+from floe.store.mounttable import TREE_TYPES
+from floe.store.process import is_alive
 
+_DETACH = 1.0  # seconds that loop devices get to be detached
+_END = 5.0  # seconds that the server of a portable mount gets to end
 _BDI = Path("/sys/class/bdi")
 
 
@@ -65,13 +70,29 @@ def ensure_quiet(record: MountRecord, run_dir: Path, packfs: Packfs, runner: Mou
 
 def is_mount_of(record: MountRecord, mount: MountEntry) -> bool:
     """Whether `mount` shows the superblock of `record`. Device numbers are used again: ask `superblock_alive` as well."""
-    return mount.fstype == "erofs" and mount.device == record.device
+    return (
+        mount.fstype in TREE_TYPES
+        and mount.device == record.device
+        and (not record.server or mount.source == f"floe:{record.server}")
+    )
 
 
 def superblock_alive(record: MountRecord, mounts: list[MountEntry]) -> bool:
     """Whether the kernel still has the superblock, in whatever mount namespace or overlay."""
+    if record.server:  # it ends with its superblock; killed, it leaves a dead one
+        return is_alive(record.server) or any(is_mount_of(record, mount) for mount in mounts)
     if record.loops:
         return any(backing_file(device) == file for device, file in record.loops)
     if record.bdi:
         return (_BDI / record.bdi).exists()  # these names are never used twice
     return any(is_mount_of(record, mount) for mount in mounts)
+
+
+def lives_on(record: MountRecord) -> bool:
+    """Whether the superblock outlives its unmount. Loop devices and portable servers go a moment later: that is no life."""
+    until = time.monotonic() + (_DETACH if record.loops else _END if record.server and is_alive(record.server) else 0)
+    while superblock_alive(record, read_mounts()):
+        if time.monotonic() >= until:
+            return True
+        time.sleep(_DETACH / 50)
+    return False

@@ -20,7 +20,9 @@ _KINDS: dict[int, tuple[type[FloeError], str]] = {
     errno.EPERM: (AccessDeniedError, "mounting needs root (CAP_SYS_ADMIN)"),
     errno.EACCES: (AccessDeniedError, "mounting needs root (CAP_SYS_ADMIN)"),
     errno.EBUSY: (BusyError, "something else is mounted or being mounted there"),
-    errno.ENODEV: (UnsupportedError, "this kernel has no EROFS: load the module `erofs`, or use Linux 5.16 or later"),
+    errno.ENODEV: (UnsupportedError, 'load the module `erofs`, or allow the portable mount (mounter = "auto")'),
+    errno.ENOPKG: (UnsupportedError, "the portable mount is an extra: pip install 'floe[portable]', which needs libfuse3"),
+    errno.ENXIO: (UnsupportedError, "this kernel has no FUSE: load the module `fuse`"),
     errno.ENOSYS: (UnsupportedError, "use Linux 5.16 or later"),
     errno.ENOTBLK: (UnsupportedError, 'allow loop devices (loop = "auto"), or put the cache on a local disk'),
     errno.EOPNOTSUPP: (UnsupportedError, "use a newer kernel"),
@@ -38,4 +40,4 @@ _KINDS: dict[int, tuple[type[FloeError], str]] = {
 def refusal(error: OperationError, what: str) -> FloeError:
     """The error to raise for `what`, with the failed step and the kernel's words in it."""
     kind, hint = _KINDS.get(error.errno or 0, (UnavailableError, "the kernel log (dmesg) may say more"))
-    return kind(f"{what}: {error}", hint=hint)
+    return kind(f"{what}: {error}", hint=error.hint or hint)

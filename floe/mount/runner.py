@@ -18,22 +18,29 @@ from pathlib import Path
 from typing import Any
 
 from floe.store.errors import DeadlineError, UnavailableError
+from floe.store.process import start_time
 
 _log = logging.getLogger(__name__)
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 # -S: site-packages are not needed and cost half of the start; -m finds the package in the working directory.
 HELPER_COMMAND = (sys.executable, "-E", "-S", "-s", "-m", "floe.mount.helper")
+# The portable mount: answers like the mount process, and leaves a server behind. Named, since floe.fuse is not imported.
+PORTABLE_COMMAND = (sys.executable, "-m", "floe.fuse.portable")
 _GRACE = 0.3  # seconds a killed process gets to be gone
 
 
 class OperationError(OSError):
-    """An operation was refused: `errno`, `step` (what failed, on what), `log` (the kernel's own words)."""
+    """An operation was refused: `errno`, `step` (what failed, on what), `log` (the kernel's own words).
 
-    def __init__(self, code: int, step: str, log: Sequence[str]) -> None:
+    `hint` is what the portable mount knows better than the errno.
+    """
+
+    def __init__(self, code: int, step: str, log: Sequence[str], hint: str = "") -> None:
         super().__init__(code, os.strerror(code))
         self.step = step
         self.log = tuple(log)
+        self.hint = hint
 
     def __str__(self) -> str:
         words = "; ".join(self.log)
@@ -83,7 +90,7 @@ class MountRunner:
             last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
             raise UnavailableError(f"{what}: the mount process ended with status {process.returncode}: {last}")
         if answer.get("errno") and "step" in answer:
-            raise OperationError(answer["errno"], answer["step"], answer["log"])
+            raise OperationError(answer["errno"], answer["step"], answer["log"], answer.get("hint", ""))
         return answer
 
     def stuck(self) -> dict[int, str]:
@@ -96,7 +103,7 @@ class MountRunner:
                 data = json.loads(path.read_bytes())
             except (FileNotFoundError, ValueError):
                 continue
-            if data["started"] == _start_time(int(path.stem)):
+            if data["started"] == start_time(int(path.stem)):
                 found[int(path.stem)] = str(data["what"])
             else:
                 path.unlink(missing_ok=True)
@@ -114,7 +121,7 @@ class MountRunner:
         except subprocess.TimeoutExpired:
             with self._lock:
                 self._left.append(process)
-            note = json.dumps({"what": what, "started": _start_time(process.pid)})
+            note = json.dumps({"what": what, "started": start_time(process.pid)})
             with contextlib.suppress(OSError):
                 (self._folder / f"{process.pid}.json").write_text(note)
             rest = f"its process {process.pid} hangs in the kernel and is left behind"
@@ -127,13 +134,3 @@ class MountRunner:
             f"{what} did not end within {self._deadline:g} s; {rest}",
             hint="look at `floe status` and the disk below the cache, then try again",
         )
-
-
-def _start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot: with the pid it names one process. None when it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    state, *fields = text.rpartition(")")[2].split()
-    return None if state in "ZX" else int(fields[18])

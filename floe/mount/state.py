@@ -6,6 +6,7 @@
     stuck/<pid>.json          mount processes that the kernel does not let go (see runner.py)
     probes/<st_dev>.json      what the probe of a cache's disk found (see placement.py)
     models/<id>.json          models mounted for users (see modelmount.py)
+    portable.log              messages of portable mounts
     locks/<name>.lock         flock, one for each tree; held while its mount or owners change, by any process
 
 Every file is written under a temporary name, synced and renamed. Owners and records of another boot count for nothing.
@@ -45,6 +46,7 @@ class MountRecord:
     bdi: str = ""  # name in /sys/class/bdi; empty when the kernel does not tell
     directio: bool = False
     loops: tuple[tuple[str, str], ...] = ()  # (loop device, its backing file)
+    server: str = ""  # the process of a portable mount, as floe.store.process.identity names it
     packfs_device: str = ""  # `major:minor` of the pack filesystem below, in mode PACKFS
 
     @classmethod
@@ -69,6 +71,7 @@ class RunState:
         self._spare = run_dir / "spare"
         self.stuck = run_dir / "stuck"
         self.probes = run_dir / "probes"
+        self.portable_log = run_dir / "portable.log"
         folders = (
             self.probes,
             self.stuck,

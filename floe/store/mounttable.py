@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+PORTABLE_TYPE = "fuse.floe-tree"  # the portable mount; the pack filesystem is a `fuse.floe`
+TREE_TYPES = frozenset({"erofs", PORTABLE_TYPE})  # what a tree is mounted as
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 

@@ -81,7 +81,7 @@ def refuse_own_mount(run_dir: Path) -> None:
 
 def _tree_devices(run_dir: str, mounts: list[mounttable.Mount]) -> set[tuple[int, int]]:
     inside = run_dir.rstrip("/") + "/"
-    ours = {m.device for m in mounts if m.fstype == "erofs" and m.target.startswith(inside)}
+    ours = {m.device for m in mounts if m.fstype in mounttable.TREE_TYPES and m.target.startswith(inside)}
     for overlay in mounts:
         if ours and overlay.fstype == "overlay" and any(_lies_on(d, ours, mounts) for d in _lower_dirs(overlay)):
             ours.add(overlay.device)
@@ -102,6 +102,28 @@ def _lies_on(path: str, devices: set[tuple[int, int]], mounts: list[mounttable.M
         default=None,
     )
     return best is not None and best.device in devices
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot: with the pid it names one process. None when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    state, *fields = text.rpartition(")")[2].split()
+    return None if state in "ZX" else int(fields[18])
+
+
+def identity(pid: int) -> str | None:
+    """`PID.START`: names one process of this boot, whoever gets its pid later. None when it is gone."""
+    started = start_time(pid)
+    return None if started is None else f"{pid}.{started}"
+
+
+def is_alive(name: str) -> bool:
+    """Whether the process that `identity` named lives."""
+    pid = name.partition(".")[0]
+    return pid.isdigit() and identity(int(pid)) == name
 
 
 class OwnedDirectory:

@@ -27,12 +27,12 @@ SIZE = 1 << 20
 class StoreNode:
     """A node whose layers come from a store in a directory; `index` puts a layer there, its packs into the cache."""
 
-    def __init__(self, base, mounts):
+    def __init__(self, base, mounts, kind):
         self.base = base
         self.mounts = mounts
         self.catalog = Catalog(open_store(f"file://{base}/store", retry=False), NullIndex())
         self.catalog.ensure_store()
-        self.mounter = mounts.mounter()
+        self.mounter = mounts.mounter(kind=kind)
         self.trees = TreeStore(self.catalog.store, mounts.cache)
         self.node = Node(base / "n", StoreLayers(self.catalog, self.trees, self.mounter), prepare_timeout=5)
 
@@ -67,11 +67,11 @@ class StoreNode:
         return found.name
 
 
-@pytest.fixture
-def store_node(tmp_path):
+@pytest.fixture(params=["erofs", "portable"])
+def store_node(tmp_path, request):
     (tmp_path / "m").mkdir()
     with mount_node(tmp_path / "m") as mounts:
-        made = StoreNode(tmp_path, mounts)
+        made = StoreNode(tmp_path, mounts, request.param)
         yield made
         made.node.stop()
         for entry in reversed(read_mounts()):

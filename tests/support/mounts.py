@@ -12,8 +12,9 @@ from typing import Any
 
 from support.pack_server import PackServer
 from support.packs import TestPack, make_pack, random_content
+from support.trees import TestPack as Content
 
-from floe.ingest.entries import Chunk, FileContent, Node, chunk_bits
+from floe.ingest.entries import Chunk, FileContent, Node, chunk_bits, walk
 from floe.ingest.erofs_writer import build_image
 from floe.mount.mounter import TreeMounter
 from floe.mount.mountinfo import mount_at, read_mounts
@@ -77,6 +78,21 @@ class MountNode:
         image = build_image(root, blocks)
         cache.add_tree(hexdigest(image), image)
         tree = TreeStore(NoStore(), cache).fetch_local(hexdigest(image))  # type: ignore[arg-type]
+        assert tree is not None
+        return tree
+
+    def install(self, root: Node, packs: list[Content], *, complete: bool = True) -> LocalTree:
+        """A tree of `root`, whose chunks lie in `packs` of hand; they become packs of the cache."""
+        ids = {pack.id: self.pack(bytes(pack.data), complete=complete).id for pack in packs if pack.data}
+        seen = set()
+        for _, found in walk(root):
+            for chunk in found.content.chunks if found.content else ():
+                if chunk is not None and id(chunk) not in seen:
+                    seen.add(id(chunk))
+                    chunk.pack_id = ids[chunk.pack_id]
+        image = build_image(root, {ids[pack.id]: pack.blocks for pack in packs if pack.data})
+        self.cache.add_tree(hexdigest(image), image)
+        tree = TreeStore(NoStore(), self.cache).fetch_local(hexdigest(image))  # type: ignore[arg-type]
         assert tree is not None
         return tree
 

@@ -1,7 +1,7 @@
 import pytest
 
 from floe.cli import settings
-from floe.cli.settings import KEYS, Settings, flag_name, load
+from floe.cli.settings import KEYS, Settings, defaults_for, flag_name, load
 from floe.cli.sizes import Size, format_seconds, format_size
 from floe.store.errors import BadInputError
 
@@ -59,6 +59,8 @@ def test_every_key_works_in_file_environment_and_flag(tmp_path):
         "registry_config": "/f:/g",
         "prepare_timeout": "4",
         "on_store_error": "error",
+        "mounter": "portable",
+        "loop": "never",
         "packfs_metrics": "none",
         "snapshotter_metrics": "127.0.0.1:1",
         "log_level": "debug",
@@ -194,3 +196,14 @@ def test_sizes_and_spans_for_people():
         "4.00 TiB",
     ]
     assert [format_seconds(s) for s in (0.44, 12.3, 200, 18120)] == ["0.4 s", "12 s", "3 min 20 s", "5 h 2 min"]
+
+
+def test_a_user_who_is_not_root_has_directories_of_their_own():
+    assert defaults_for(0, {"HOME": "/home/u", "XDG_CACHE_HOME": "/x"}) == Settings()
+    found = load({}, {}, defaults=defaults_for(1000, {"HOME": "/home/u"}))
+    assert (str(found.cache_dir), str(found.run_dir)) == ("/home/u/.cache/floe/node", "/home/u/.cache/floe/run")
+    assert found.index == "sqlite:/home/u/.cache/floe/index.db"
+    assert found.store == Settings().store
+    xdg = {"HOME": "/home/u", "XDG_CACHE_HOME": "/c", "XDG_RUNTIME_DIR": "/r", "FLOE_INDEX": "none"}
+    found = load({"cache_dir": "/given"}, {"FLOE_INDEX": "none"}, defaults=defaults_for(1000, xdg))
+    assert (str(found.cache_dir), str(found.run_dir), found.index) == ("/given", "/r/floe", "none")

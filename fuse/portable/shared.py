@@ -1,0 +1,319 @@
+"""Reads packs through a node cache that several portable mounts of one user share.
+
+A cache has one writer. The first mount is it, and answers the others on `<cache>/portable.sock`; when it ends or is
+killed, another takes its place and asks again what was not answered. Only processes of the same user can connect.
+
+On the socket the guest sends its store's address as one line, and gets an empty line, or one that says why not.
+Then requests (_REQUEST) go one way, and answers (_ANSWER, then its content or an error's words) the other, in any order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from floe.fuse.pack_reader import PackReader
+from floe.fuse.reader import Done, Ticket
+from floe.store.cache import CacheWriter, NodeCache
+from floe.store.errors import BusyError, CancelledError, FloeError, UnavailableError
+from floe.store.ids import Buffer
+from floe.store.objects import open_store
+from floe.store.objects.base import ObjectStore
+
+_log = logging.getLogger(__name__)
+SOCKET = "portable.sock"
+_REQUEST = struct.Struct("<Q64sQI")  # number, pack id, offset and length in bytes
+_ANSWER = struct.Struct("<QBI")  # number, 1 for an error, bytes that follow
+_JOIN = 10.0  # seconds to become writer or guest at the start; reads wait as long as they may
+_POLL = 0.02  # seconds between two attempts
+_Pending = tuple[str, int, int, Done]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where packs come from: see __main__ for the fields."""
+
+    url: str
+    cache_dir: str
+    cache_size: int
+    cache_min_free: int
+    readahead: int
+    deadline: float
+    budget: int
+
+
+class SharedReader:
+    """A Reader (see floe.fuse.reader) that is the cache's writer, or a guest of the one who is.
+
+    BusyError when the cache is written by something else, or for another store.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._store = open_store(source.url)
+        self._cache = NodeCache(Path(source.cache_dir), size=source.cache_size, min_free=source.cache_min_free)
+        self._lock = threading.Lock()  # guards the three below
+        self._closed = False
+        self._waiting: list[_Pending] | None = None  # reads asked for while nobody answers; None while somebody does
+        try:
+            self._inner: _Owner | _Guest = self._join(_JOIN)
+        except BaseException:
+            self._store.close()
+            raise
+
+    def _join(self, wait: float) -> _Owner | _Guest:
+        until = time.monotonic() + wait
+        while not self._closed:
+            try:
+                return _Owner(self._store, CacheWriter(self._cache), self._source)
+            except BusyError as busy:
+                with contextlib.suppress(OSError):
+                    return _Guest(self._cache.root, self._source.url, self._left)
+                if time.monotonic() > until:
+                    raise busy from None
+            except OSError as error:
+                raise UnavailableError(f"the cache {self._cache.root} cannot be used: {error}") from error
+            time.sleep(_POLL)
+        raise CancelledError("the mount has ended")
+
+    def _left(self, pending: list[_Pending]) -> None:
+        """The process we were a guest of is gone, and left these reads unanswered. Called by the guest's thread."""
+        with self._lock:
+            self._waiting = [*pending, *(self._waiting or [])]
+        problem: FloeError | None = None
+        try:
+            inner = self._join(self._source.deadline)
+        except FloeError as error:
+            problem = error
+        with self._lock:
+            if problem is None and self._closed:
+                inner.close()
+                problem = CancelledError("the mount has ended")
+            if problem is None:
+                self._inner = inner
+            again, self._waiting = self._waiting or [], None
+        for pack_id, offset, length, done in again:
+            if problem is None:
+                self.submit(pack_id, offset, length, done)
+            else:
+                done(problem)
+
+    def lookup(self, pack_id: str) -> int | None:
+        """Bytes of the pack's content; None when its index is not in the cache."""
+        return self._cache.content_size(pack_id)
+
+    def read_cached_into(self, pack_id: str, offset: int, buffer: memoryview, *, wait: bool = True) -> bool:
+        """As the writer: from the cache. As a guest: False, since what lies there may be taken away meanwhile."""
+        return self._inner.read_cached_into(pack_id, offset, buffer, wait=wait)
+
+    def submit(self, pack_id: str, offset: int, length: int, done: Done) -> Ticket:
+        """Begin a read."""
+        with self._lock:
+            if self._waiting is not None:
+                self._waiting.append((pack_id, offset, length, done))
+                return _Ticket()
+            inner = self._inner
+        return inner.submit(pack_id, offset, length, done)
+
+    def counters(self) -> Mapping[str, Any]:
+        """The writer's."""
+        return self._inner.counters()
+
+    def close(self) -> None:
+        """Let another mount take over; closing again does nothing."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self._inner.close()
+            self._store.close()
+
+
+class _Ticket:
+    def cancel(self) -> None:
+        """The read ends by itself: the portable mount is not told that its reader went away."""
+
+
+class _Owner:
+    """The cache's writer, and the server of its guests."""
+
+    def __init__(self, store: ObjectStore, writer: CacheWriter, source: Source) -> None:
+        self._url = source.url
+        self._writer = writer
+        self._packs = PackReader(
+            store, writer, readahead=source.readahead, deadline=source.deadline, budget=source.budget
+        )
+        self.read_cached_into = self._packs.read_cached_into
+        self.submit = self._packs.submit
+        self.counters = self._packs.counters
+        self._guests: set[socket.socket] = set()
+        self._listener = _listen(writer.cache.root)
+        threading.Thread(target=self._accept, name="guests", daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                guest, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            self._guests.add(guest)
+            threading.Thread(target=self._host, args=(guest,), name="guest", daemon=True).start()
+
+    def _host(self, guest: socket.socket) -> None:
+        lock = threading.Lock()  # one answer at a time
+        try:
+            with guest.makefile("rb") as requests:
+                url = requests.readline(4096).decode().rstrip("\n")
+                refused = "" if url == self._url else "it is used for another store"
+                guest.sendall(f"{refused}\n".encode())
+                while not refused and len(data := requests.read(_REQUEST.size)) == _REQUEST.size:
+                    number, pack_id, offset, length = _REQUEST.unpack(data)
+                    self._serve(pack_id.decode(), offset, length, _answering(guest, lock, number))
+        except OSError as error:
+            _log.debug("a guest went away: %s", error)
+        self._guests.discard(guest)
+        guest.close()
+
+    def _serve(self, pack_id: str, offset: int, length: int, done: Done) -> None:
+        buffer = bytearray(length)
+        if self.read_cached_into(pack_id, offset, memoryview(buffer)):
+            done([buffer])
+        else:
+            self.submit(pack_id, offset, length, done)
+
+    def close(self) -> None:
+        """Send the guests away before their reads are ended, so that they ask again elsewhere."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
+        self._listener.close()
+        for guest in list(self._guests):
+            with contextlib.suppress(OSError):
+                guest.shutdown(socket.SHUT_RDWR)
+        self._packs.close()
+        self._writer.close()
+
+
+def _answering(guest: socket.socket, lock: threading.Lock, number: int) -> Done:
+    def done(result: Sequence[Buffer] | FloeError) -> None:
+        failed = isinstance(result, FloeError)
+        data: Buffer = str(result).encode() if isinstance(result, FloeError) else b"".join(result)
+        with lock, contextlib.suppress(OSError):
+            guest.sendall(_ANSWER.pack(number, failed, len(data)))
+            guest.sendall(data)
+
+    return done
+
+
+class _Guest:
+    """Reads by asking the cache's writer; `left` gets the unanswered ones when that is gone. OSError: nobody is there."""
+
+    def __init__(self, root: Path, url: str, left: Callable[[list[_Pending]], None]) -> None:
+        self._left = left
+        self._numbers = itertools.count()
+        self._pending: dict[int, _Pending] = {}
+        self._lock = threading.Lock()  # orders `_send` and the end
+        self._gone = False
+        self._socket = _connect(root)
+        self._answers = self._socket.makefile("rb")
+        try:
+            self._introduce(root, url)
+        except BaseException:
+            self._close()
+            raise
+        threading.Thread(target=self._receive, name="host", daemon=True).start()
+
+    def read_cached_into(self, _pack: str, _offset: int, _buffer: memoryview, *, wait: bool = True) -> bool:
+        """Never: see SharedReader."""
+        del wait
+        return False
+
+    def submit(self, pack_id: str, offset: int, length: int, done: Done) -> Ticket:
+        """Ask for it; when the other side is gone, it is among what it left."""
+        number = next(self._numbers)
+        with self._lock:
+            if not self._gone:
+                self._pending[number] = pack_id, offset, length, done
+                with contextlib.suppress(OSError):  # _receive finds out, too
+                    self._socket.sendall(_REQUEST.pack(number, pack_id.encode(), offset, length))
+                return _Ticket()
+        self._left([(pack_id, offset, length, done)])
+        return _Ticket()
+
+    def counters(self) -> Mapping[str, Any]:
+        """The other process counts."""
+        return {}
+
+    def _receive(self) -> None:
+        with contextlib.suppress(OSError):
+            while len(head := self._answers.read(_ANSWER.size)) == _ANSWER.size:
+                number, failed, length = _ANSWER.unpack(head)
+                data = self._answers.read(length)
+                if len(data) != length:
+                    break
+                *_, done = self._pending.pop(number)
+                done(UnavailableError(data.decode("utf-8", "replace")) if failed else [data])
+        with self._lock:
+            self._gone = True
+            pending = list(self._pending.values())
+            self._pending.clear()
+        self._close()
+        self._left(pending)
+
+    def _introduce(self, root: Path, url: str) -> None:
+        self._socket.sendall(f"{url}\n".encode())
+        refused = self._answers.readline(4096)
+        if not refused:
+            raise ConnectionResetError
+        if refused != b"\n":
+            words = refused.decode().strip()
+            raise UnavailableError(f"the cache {root} cannot be shared: {words}", hint="give another --cache-dir")
+
+    def _close(self) -> None:
+        self._answers.close()
+        self._socket.close()
+
+    def close(self) -> None:
+        """Go; nothing is read any more."""
+        self._left = lambda _pending: None
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _address(root: Path) -> Any:
+    # By descriptor, since a socket address holds 107 bytes and cache folders may be deeper.
+    folder = os.open(root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{SOCKET}"
+    finally:
+        os.close(folder)
+
+
+def _listen(root: Path) -> socket.socket:
+    (root / SOCKET).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    with _address(root) as address:
+        listener.bind(address)
+    (root / SOCKET).chmod(0o600)
+    listener.listen()
+    return listener
+
+
+def _connect(root: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        with _address(root) as address:
+            connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,132 @@
+"""Several portable mounts of one user on one node cache: the first writes it, the others ask, and any may die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.packs import make_pack, random_content
+from support.reading import read, submit
+from support.stores import SilentStore, UnreachableStore
+
+from floe.fuse.portable import shared
+from floe.fuse.portable.shared import SharedReader, Source
+from floe.store.cache import CacheWriter, NodeCache
+from floe.store.errors import BusyError, UnavailableError
+from floe.store.objects import open_store
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def source(tmp_path):
+    return Source(f"file://{tmp_path}/store", str(tmp_path / "cache"), 64 * MIB, 0, 0, 20.0, 16 * MIB)
+
+
+@pytest.fixture
+def pack(source):
+    made = make_pack(random_content(4 * MIB, 1)).publish(open_store(source.url))
+    NodeCache(Path(source.cache_dir)).add_index(made.id, made.index.encode())
+    return made
+
+
+@pytest.fixture
+def readers(source, monkeypatch):
+    """Makes readers, each with a store of the last given kind; closes them."""
+    made = []
+
+    def make(wrap=lambda store: store, **changes):
+        monkeypatch.setattr(shared, "open_store", lambda url: wrap(open_store(url)))
+        made.append(SharedReader(replace(source, **changes)))
+        return made[-1]
+
+    yield make
+    for reader in reversed(made):
+        reader.close()
+
+
+def test_guests_read_what_the_writer_caches(readers, pack, source):
+    first, second, third = readers(), readers(), readers()
+    for reader in (second, first, third):
+        assert reader.lookup(pack.id) == 4 * MIB
+        assert read(reader, pack.id, 5, 3 * MIB) == pack.content[5 : 5 + 3 * MIB]
+    held = first.counters()["kept_held_bytes"]
+    assert 3 * MIB <= held <= 4 * MIB
+    answers = [submit(reader, pack.id, n * 1000, 70_000) for n in range(20) for reader in (first, second, third)]
+    for number, answer in enumerate(answers):
+        at = number // 3 * 1000
+        assert answer.wait() == pack.content[at : at + 70_000]
+    assert (Path(source.cache_dir) / shared.SOCKET).stat().st_mode & 0o77 == 0
+
+
+def test_an_error_comes_to_the_guest_with_its_words(readers, pack):
+    readers(UnreachableStore, deadline=0.5)
+    answer = submit(readers(), pack.id, 0, 10).wait()
+    assert isinstance(answer, UnavailableError)
+    assert pack.id in str(answer)
+    answer = submit(readers(), "f" * 64, 0, 10).wait()
+    assert isinstance(answer, UnavailableError)
+    assert "not known" in str(answer)
+
+
+def test_when_the_writer_ends_a_guest_takes_over_and_no_read_is_lost(readers, pack):
+    silent = []
+
+    def silence(store):
+        silent.append(SilentStore(store, matches="packs/"))
+        return silent[-1]
+
+    first, second, third = readers(silence), readers(), readers()
+    waiting = [submit(reader, pack.id, n * 100_000, 90_000) for n in range(8) for reader in (second, third)]
+    assert not any(answer.came for answer in waiting)
+    first.close()
+    for number, answer in enumerate(waiting):
+        at = number // 2 * 100_000
+        assert answer.wait() == pack.content[at : at + 90_000]
+    for reader in (second, third):
+        assert read(reader, pack.id, 0, MIB) == pack.content[:MIB]
+
+
+def test_when_the_writer_is_killed_a_guest_takes_over(readers, pack, source):
+    script = f"""
+import sys, threading
+from floe.fuse.portable.shared import SharedReader, Source
+reader = SharedReader({source!r})
+print("ready", flush=True)
+threading.Event().wait()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        guest = readers()
+        assert guest.counters() == {}
+        assert read(guest, pack.id, 0, MIB) == pack.content[:MIB]
+        process.send_signal(signal.SIGSTOP)  # it takes requests, and does not answer
+        waiting = submit(guest, pack.id, 2 * MIB, MIB)
+        os.kill(process.pid, signal.SIGKILL)
+    assert waiting.wait() == pack.content[2 * MIB : 3 * MIB]
+    assert guest.counters()["kept_held_bytes"]
+
+
+def test_another_store_is_refused(readers, tmp_path):
+    readers()
+    with pytest.raises(UnavailableError, match="another store") as error:
+        readers(url=f"file://{tmp_path}/other")
+    assert "--cache-dir" in error.value.hint
+
+
+def test_a_cache_that_something_else_writes_is_busy(readers, source, monkeypatch):
+    monkeypatch.setattr(shared, "_JOIN", 0.2)
+    writer = CacheWriter(NodeCache(Path(source.cache_dir)))
+    try:
+        with pytest.raises(BusyError, match="another process"):
+            readers()
+    finally:
+        writer.close()
+    readers()
