@@ -20,7 +20,7 @@ from floe.mount.mounter import MountState
 from floe.mount.mountinfo import read_mounts
 from floe.mount.runner import OperationError
 from floe.mount.state import METADATA, NATIVE, PACKFS
-from floe.snapshotter.idmaps import clone_lower
+from floe.snapshotter.idmaps import Clones
 from floe.store.errors import BusyError, DamagedError, UnavailableError, UnsupportedError
 from floe.store.process import is_alive
 
@@ -252,7 +252,7 @@ def test_it_cannot_be_shown_to_a_user_namespace(node, tmp_path):
     mounter = node.mounter(kind="portable")
     where = mounter.mount(node.tree(), "a")
     with pytest.raises(UnavailableError, match="user namespace") as error:
-        clone_lower([where], tmp_path / "clones", "0:100000:65536", "0:100000:65536")
+        Clones(node.run).have([where], tmp_path / "clones", "0:100000:65536", "0:100000:65536")
     assert "portable mount" in error.value.hint
     assert not [entry for entry in read_mounts() if entry.target.startswith(f"{tmp_path}/clones")]
 
