@@ -32,6 +32,11 @@ packages=(ca-certificates skopeo python3-venv busybox-static erofs-utils libsecc
 [ "$profile" = demo ] || packages+=(git make umoci fio strace attr acl libcap2-bin iproute2)
 # The portable mount: pyfuse3 is built here, fusermount3 mounts for a user who is not root.
 [ "$profile" = demo ] || packages+=(fuse3 libfuse3-dev pkg-config gcc python3-dev)
+if [ "$profile" != demo ]; then
+  packages+=(openssl)
+  # The server itself is in Debian's redis-tools, as redis-check-rdb; the package redis-server would only add the service.
+  command -v redis-server >/dev/null || packages+=(redis-tools)
+fi
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -64,6 +69,9 @@ tool() {
 tool containerd containerd
 tool runc runc
 tool docker-registry docker-registry
+if [ "$profile" = test ] && ! command -v redis-server >/dev/null; then
+  ln -sfn "$(command -v redis-check-rdb)" "$tools/host/usr/bin/redis-server" # it goes by the name it is called by
+fi
 
 # A second, newer containerd for the tests, from the newest Debian suite that carries it, by the machine's own mirror
 # and keyring; its package lists are kept apart from the machine's.

@@ -9,16 +9,17 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from floe.cli.settings import Settings
 from floe.store import mounttable
-from floe.store.errors import FloeError
+from floe.store.errors import DeadlineError, FloeError
 
 SNAPSHOTTER_SOCKET = "snapshotter-status.sock"
 _TIMEOUT = 2.0  # seconds
+_INDEX_TIMEOUT = 5.0  # seconds: a cluster is several connections, with TLS
 _MAX_LINE = 1 << 20  # bytes
 
 
@@ -116,6 +117,28 @@ def cache_status(settings: Settings) -> dict[str, Any]:
         "complete_packs": sum((folder / "complete").exists() for folder in packs),
         "pinned_packs": sum(any(True for _ in _children(folder / "pins")) for folder in packs),
     }
+
+
+def index_status(settings: Settings) -> dict[str, Any]:
+    """The state of the index; what it holds of the store only when the store answers too."""
+    from floe.store.bounded import Bounded  # noqa: PLC0415 - lazy: keeps --help fast
+    from floe.store.index.status import index_status as ask  # noqa: PLC0415 - likewise
+
+    uuid = None
+    if settings.index.startswith("redis"):
+        with suppress(FloeError):
+            late = DeadlineError("the store does not answer")
+            uuid = Bounded("store-status", 1).call(lambda: _store_uuid(settings), _TIMEOUT, late)
+    return ask(settings.index, uuid, _INDEX_TIMEOUT)
+
+
+def _store_uuid(settings: Settings) -> str:
+    from floe.store import layout  # noqa: PLC0415 - lazy: keeps --help fast
+    from floe.store.objects import open_store  # noqa: PLC0415 - likewise
+    from floe.store.records import StoreRecord  # noqa: PLC0415 - likewise
+
+    with closing(open_store(settings.store, retry=False)) as store:
+        return StoreRecord.decode(store.get(layout.STORE_KEY), layout.STORE_KEY).uuid
 
 
 def read_pid(path: Path) -> int | None:

@@ -103,7 +103,9 @@ class Settings:
     """What every command goes by; paths are absolute, times seconds, `int` sizes bytes."""
 
     store: str = _setting("file:///var/lib/floe/store", _url, "object store: file:///PATH or s3://BUCKET/PREFIX?...")
-    index: str = _setting("sqlite:/var/lib/floe/index.db", _url, "index: sqlite:/PATH, or none")
+    index: str = _setting(
+        "sqlite:/var/lib/floe/index.db", _url, "index: redis://..., rediss://..., sqlite:/PATH or none"
+    )
     root: Path = _setting(Path("/var/lib/floe/snapshotter"), _path, "the snapshotter's directory")
     cache_dir: Path = _setting(Path("/var/cache/floe"), _path, "the node cache's directory")
     run_dir: Path = _setting(Path("/run/floe"), _path, "sockets, pid files and mountpoints of the daemons")

@@ -32,9 +32,11 @@ def run(args: argparse.Namespace) -> int:
 
 def collect(settings: Settings) -> dict[str, Any]:
     """The whole status as --json shows it; sizes in bytes."""
+    index = node.index_status(settings)
     return {
         "version": floe.__version__,
-        "store": {"url": settings.store, "index": settings.index},
+        "store": {"url": settings.store, "index": index["url"]},
+        "index": index,
         "packfs": node.packfs_status(settings),
         "snapshotter": node.snapshotter_status(settings.run_dir),
         "mounts": list(node.tree_mounts(settings.run_dir)),
@@ -49,7 +51,7 @@ def _show(status: dict[str, Any]) -> None:
     lines = [
         ("floe", status["version"]),
         ("store", status["store"]["url"]),
-        ("index", status["store"]["index"]),
+        ("index", _index_text(status["index"])),
         ("packfs", _packfs_text(status["packfs"])),
         ("snapshotter", _snapshotter_text(status["snapshotter"])),
         ("cache", cache["path"] + ("" if cache["exists"] else " (not made yet)")),
@@ -66,6 +68,25 @@ def _show(status: dict[str, Any]) -> None:
             output.line(f"    {use}" + (f"  {mount['models'][use]}" if use in mount["models"] else ""))
     for process in status["stuck_processes"]:
         output.line(f"hangs in the kernel: process {process['pid']}, {process['what']}")
+
+
+def _index_text(index: dict[str, Any]) -> str:
+    if index["kind"] == "none":
+        return "none"
+    if index["kind"] == "sqlite":
+        return str(index["url"]) + ("" if index["state"] == "ok" else f" ({index['state']})")
+    text = f"{index['url']}, {index['state']}"
+    if "mode" not in index:
+        return f"{text}: {index['error']}"
+    if "reason" in index:
+        text += f": {index['reason']}"
+    elif "warning" in index:
+        text += f", but drops keys when its memory is full (maxmemory-policy {index['maxmemory_policy']})"
+    servers = f"{index['mode']} of {index['servers']}" if index["mode"] == "cluster" else index["mode"]
+    used = format_size(index["used_memory_bytes"])
+    limit = f" of {format_size(index['maxmemory_bytes'])}" if index["maxmemory_bytes"] else ""
+    packs = f", {index['packs']} packs" if "packs" in index else ""
+    return f"{text}; {servers}, version {index['version']}{packs}, {used}{limit} of memory used"
 
 
 def _packfs_text(packfs: dict[str, Any]) -> str:

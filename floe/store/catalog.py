@@ -140,7 +140,8 @@ class Catalog:
     def set_model(self, ref: ModelRef, digest: str) -> str | None:
         """Let a tag name a manifest; returns the digest that it named before. BadInputError without a tag."""
         check_hexdigest(digest, "manifest digest")
-        return self._set_ref(layout.model_ref_key(ref), digest)
+        previous, _ = self._set_ref(layout.model_ref_key(ref), digest)
+        return None if previous is None else previous.manifest
 
     def remove_model(self, ref: ModelRef) -> str:
         """Remove a tag, or with NAME@DIGEST all tags of NAME that name it; returns the digest.
@@ -180,9 +181,13 @@ class Catalog:
         if cached is not None:
             try:
                 ref = Ref.decode(cached, key)
-                return ref.manifest, self.get_manifest(ref.manifest)
-            except (NotFoundError, DamagedError):  # the layer was indexed anew, or removed, since
-                self._try_index(lambda index: index.delete_ref(key), None)
+                manifest = self.get_manifest(ref.manifest)
+                if manifest.kind == KIND_LAYER:
+                    return ref.manifest, manifest
+            except (NotFoundError, DamagedError):
+                pass
+            # The layer was indexed anew, or removed, since.
+            self._try_index(lambda index: index.delete_ref(key), None)
         data = self._get_or_none(key)
         if data is None:
             return None
@@ -202,8 +207,9 @@ class Catalog:
         """Let a diff id name a layer's manifest."""
         check_hexdigest(digest, "manifest digest")
         key = layout.layer_ref_key(diff_id)
-        self._set_ref(key, digest)
-        self._try_index(lambda index: index.delete_ref(key), None)
+        _, ref = self._set_ref(key, digest)
+        # Into the index now: the nodes of a fleet that start the image next then only read.
+        self._try_index(lambda index: index.put_ref(key, ref.encode()), None)
 
     def chain(self, chain_id: str) -> ChainRecord | None:
         """What a chain id stands for; None when no indexed image has that chain."""
@@ -224,7 +230,9 @@ class Catalog:
 
     def set_chain(self, chain_id: str, record: ChainRecord) -> None:
         """Say what a chain id stands for. Chain ids are hashes, so a different record is a mistake: it is replaced."""
-        self._set(layout.chain_ref_key(chain_id), ChainRecord, lambda _: record)
+        key = layout.chain_ref_key(chain_id)
+        self._set(key, ChainRecord, lambda _: record)
+        self._try_index(lambda index: index.put_ref(key, record.encode()), None)
 
     def resolve_chain(self, chain_id: str) -> tuple[str, str, Manifest] | None:
         """The diff id, manifest digest and manifest of a chain's topmost layer; None when it is not in the store."""
@@ -333,14 +341,13 @@ class Catalog:
 
     # Shared by the above
 
-    def _set_ref(self, key: str, digest: str) -> str | None:
+    def _set_ref(self, key: str, digest: str) -> tuple[Ref | None, Ref]:
         def change(known: Ref | None) -> Ref:
             return known if known is not None and known.manifest == digest else Ref(digest, _now())
 
-        previous = self._set(key, Ref, change)
-        return None if previous is None else previous.manifest
+        return self._set(key, Ref, change)
 
-    def _set(self, key: str, kind: type[R], change: Callable[[R | None], R]) -> R | None:
+    def _set(self, key: str, kind: type[R], change: Callable[[R | None], R]) -> tuple[R | None, R]:
         self.ensure_store()
         return replace_record(self.store, key, kind, change)
 

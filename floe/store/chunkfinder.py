@@ -89,6 +89,10 @@ class ChunkFinder:
 
     def _sync(self, index: Index, stored: dict[str, int]) -> None:
         known = _ask(index.pack_ids)
+        if stored and not known and index is self._given:
+            _log.warning(
+                "index %s knows none of the store's %d packs: it is filled from the bucket", index.url, len(stored)
+            )
         _ask(lambda: index.remove_packs(known - stored.keys()))
 
         def read(pack_id: str) -> tuple[str, list[ChunkEntry]] | None:

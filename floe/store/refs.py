@@ -19,8 +19,8 @@ Damaged: TypeAlias = Callable[[str, FloeError], None]
 _ATTEMPTS = 20  # conditional puts lost in a row before giving up
 
 
-def replace_record(store: ObjectStore, key: str, kind: type[R], change: Callable[[R | None], R]) -> R | None:
-    """Replace the record at `key` by `change(record or None)`; returns the one replaced.
+def replace_record(store: ObjectStore, key: str, kind: type[R], change: Callable[[R | None], R]) -> tuple[R | None, R]:
+    """Replace the record at `key` by `change(record or None)`; returns the one replaced and the one there now.
 
     A damaged record is replaced like a missing one; nothing is written when nothing changes. ConflictError when others
     change it all the time.
@@ -37,12 +37,12 @@ def replace_record(store: ObjectStore, key: str, kind: type[R], change: Callable
             _log.warning("%s; replaced", error)
         wanted = change(known)
         if wanted == known:
-            return known
+            return known, wanted
         try:
             store.put_if(key, wanted.encode(), version)
         except ConflictError:
             continue
-        return known
+        return known, wanted
     raise ConflictError(f"{key} in {store.url} changes faster than it can be set", hint="try again")
 
 

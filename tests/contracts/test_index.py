@@ -1,18 +1,25 @@
-"""What every index promises, and what SQLite's does with a bad file, other stores and other processes."""
+"""What every index promises, and what SQLite's does with a bad file, other stores and other processes.
+
+Redis's own promises are in test_redis_index.py.
+"""
 
 import logging
 import multiprocessing
+import shutil
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+from support import redis_server
 
 from floe.store.errors import BadInputError, UnavailableError
-from floe.store.ids import digest
+from floe.store.ids import digest, hexdigest
 from floe.store.index import ChunkPlace, NullIndex, open_index
 from floe.store.index.memory import MemoryIndex
+from floe.store.index.redis import index as redis_index
 from floe.store.packindex import ChunkEntry
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -27,9 +34,39 @@ def key(number, length=4096):
     return digest(b"%d" % number), length
 
 
-@pytest.fixture(params=["sqlite", "memory"])
-def index(request, tmp_path):
-    opened = open_index(f"sqlite:{tmp_path}/deep/index.db") if request.param == "sqlite" else MemoryIndex()
+SERVERS = {"redis": redis_server.standalone, "cluster": redis_server.cluster, "sentinel": redis_server.sentinel}
+if shutil.which("valkey-server"):
+    SERVERS["valkey"] = partial(redis_server.standalone, "valkey-server")
+
+
+@pytest.fixture(params=["sqlite", "memory", *SERVERS])
+def opening(request, tmp_path, monkeypatch):
+    """Opens the index, each time anew; None for one that cannot be opened twice."""
+    if request.param == "memory":
+        return None
+    if request.param == "sqlite":
+        return lambda: open_index(f"sqlite:{tmp_path}/deep/index.db")
+    monkeypatch.setattr(redis_index, "READ_SECONDS", 10.0)  # this machine may be busy
+    monkeypatch.setattr(redis_index, "SLOW_SECONDS", 10.0)
+    server = SERVERS[request.param]()
+    server.empty()
+    return lambda: open_index(server.url())
+
+
+@pytest.fixture
+def index(opening):
+    opened = opening() if opening else MemoryIndex()
+    opened.bind("store-a")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def other(opening):
+    """The same index as another process has it."""
+    if opening is None:
+        pytest.skip("an index in memory is one process's own")
+    opened = opening()
     opened.bind("store-a")
     yield opened
     opened.close()
@@ -94,15 +131,53 @@ def test_another_store_empties_it(index):
     assert index.get_ref(REF) is None
 
 
+def test_many_chunks_at_once(index):
+    entries = [chunk(n) for n in range(5000)]
+    index.add_pack(ONE, entries)
+    keys = [(e.digest, e.length) for e in entries]
+    assert index.find_chunks([*keys, key(5000)]) == {k: ChunkPlace(ONE, n) for n, k in enumerate(keys)}
+    index.remove_packs([ONE])
+    assert index.find_chunks(keys) == {}
+
+
+def test_the_ends_of_what_is_stored(index):
+    last = (1 << 20) - 1  # the last block of a pack of 4 GiB
+    index.add_pack(ONE, [chunk(1, 0, 1), chunk(2, last, 4 << 20)])
+    assert index.find_chunks([key(1, 1), key(2, 4 << 20)]) == {
+        key(1, 1): ChunkPlace(ONE, 0),
+        key(2, 4 << 20): ChunkPlace(ONE, last),
+    }
+    index.put_ref(REF, b"")
+    assert index.get_ref(REF) == b""
+    index.put_ref(REF, bytes(range(256)) * 4096)
+    assert index.get_ref(REF) == bytes(range(256)) * 4096
+
+
+def test_another_process_sees_it_at_once(index, other):
+    assert other.pack_ids() == set()
+    index.add_pack(ONE, [chunk(1)])
+    index.put_ref(REF, b"one")
+    assert other.find_chunks([key(1)]) == {key(1): ChunkPlace(ONE, 1)}
+    assert other.get_ref(REF) == b"one"
+    other.remove_packs([ONE])
+    assert other.pack_ids() == index.pack_ids() == set()
+    assert index.find_chunks([key(1)]) == {}
+
+
 def test_many_threads(index):
     def work(number):
-        index.add_pack(f"{number:064x}", [chunk(n) for n in range(number, number + 20)])
+        index.add_pack(hexdigest(b"pack %d" % number), [chunk(n) for n in range(number, number + 20)])
         index.put_ref(f"{REF}{number}", b"%d" % number)
         return index.find_chunks([key(number)])[key(number)].block
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(40))) == list(range(40))
     assert len(index.pack_ids()) == 40
+
+
+def test_valkey_is_among_them():
+    if "valkey" not in SERVERS:
+        pytest.skip("there is no valkey-server on this machine (Debian 12 has none): Valkey was not run")
 
 
 def test_no_index_knows_nothing():
@@ -118,7 +193,9 @@ def test_no_index_knows_nothing():
     assert isinstance(open_index("none"), NullIndex)
 
 
-@pytest.mark.parametrize("url", ["sqlite:", "sqlite:relative.db", "sqlite:/dir/", "mysql://x", "/var/lib/index.db"])
+@pytest.mark.parametrize(
+    "url", ["sqlite:", "sqlite:relative.db", "sqlite:/dir/", "mysql://x", "/var/lib/index.db", "redis:x"]
+)
 def test_addresses_that_are_refused(url):
     with pytest.raises(BadInputError, match="index address"):
         open_index(url)

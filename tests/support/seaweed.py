@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from urllib.parse import quote
 import boto3
 from botocore.config import Config
 from support import sweep
+from support.ports import is_free
 
 ACCESS_KEY, SECRET_KEY = "floe-test-access", "floe-test-secret"
 READER_KEY, READER_SECRET = "floe-test-reader", "floe-test-reader-secret"
@@ -170,18 +170,9 @@ def _free_ports():
         port = random.randrange(12000, 22000)
         if any(abs(port - other) in (0, _GRPC) for other in chosen.values()):
             continue
-        if _is_free(port) and _is_free(port + _GRPC):
+        if is_free(port) and is_free(port + _GRPC):
             chosen[_PORTS[len(chosen)]] = port
     return chosen
-
-
-def _is_free(port):
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support import redis_server
 
 from floe.cli import packfs_metrics, settings
 from floe.fuse.errno_map import ERRNO
@@ -193,3 +194,9 @@ def test_decisions_are_numbered_once_and_listed():
     assert numbers == [f"{number:04}" for number in range(1, len(files) + 1)]
     listed = re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text())
     assert listed == files
+
+
+def test_the_users_of_the_index_are_those_the_tests_run_with():
+    lines = OPERATIONS.splitlines()
+    assert f"    user floe {redis_server.PUSH_RULES}" in lines
+    assert f"    user node {redis_server.NODE_RULES}" in lines
