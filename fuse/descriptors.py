@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from floe.fuse import slots
-from floe.store import mounttable
+from floe.store import mounttable, process
 from floe.store.errors import FloeError, UnsupportedError
 from floe.store.process import sd_notify
 
@@ -30,6 +30,7 @@ _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+_PIDFD_THREAD = os.O_EXCL
 _SYS_PIDFD_GETFD = 438  # the same number on every architecture
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -116,14 +117,32 @@ def connection_dir(device: tuple[int, int]) -> Path | None:
 
 
 def take_from(pid: int, device: tuple[int, int]) -> Descriptors | None:
-    """Copies of the descriptors that process `pid` holds for the mount `device`; None when it holds none."""
+    """Copies of the descriptors that process `pid` holds for the mount `device`; None when it holds none.
+
+    Of a killed process that hangs in the kernel they are taken through the thread that hangs, from Linux 6.9 on.
+    """
+    held = _take(pid, Path(f"/proc/{pid}/fd"), device, 0)
+    if held is None and process.is_doomed(pid):
+        for thread in _threads(pid):
+            held = held or _take(thread, Path(f"/proc/{pid}/task/{thread}/fd"), device, _PIDFD_THREAD)
+    return held
+
+
+def _threads(pid: int) -> list[int]:
     try:
-        pidfd = os.pidfd_open(pid)
+        return [int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return []
+
+
+def _take(task: int, folder: Path, device: tuple[int, int], flags: int) -> Descriptors | None:
+    try:
+        pidfd = os.pidfd_open(task, flags)
     except OSError:
         return None
     taken: dict[str, int] = {}
     try:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
+        for entry in folder.iterdir():
             target = str(entry.readlink())
             kind = FUSE_NAME if target == "/dev/fuse" else SLOTS_NAME if slots.MEMFD_NAME in target else ""
             if kind and kind not in taken:

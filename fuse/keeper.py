@@ -7,7 +7,8 @@ Starting, on a run directory where
   restart) and a new one made;
 - a keeper runs: refused with exit code 1, naming it. With --force it is ended instead;
 - a keeper was stopped with packs in use: it hands the mount over and ends; reads that waited go on;
-- only a worker lives (the keeper was killed): the mount is copied out of it (pidfd_getfd) and the worker adopted;
+- only a worker lives (the keeper was killed): the mount is copied out of it (pidfd_getfd) and the worker adopted, or
+  replaced when it was killed and hangs in the kernel;
 - systemd kept the descriptors (FileDescriptorStoreMax=2): they are taken back.
 
 SIGTERM or SIGINT: with no pack in use, unmount and end with 0. Otherwise stop the worker, give up the run
@@ -28,13 +29,12 @@ from pathlib import Path
 
 from floe.fuse import descriptors, slots
 from floe.fuse.descriptors import Descriptors
+from floe.fuse.worker_process import KILL_WAIT, LOOK_PAUSE, WorkerProcess
 from floe.store import process
 from floe.store.errors import BusyError, FloeError
 
 _NAME = "floe packfs"
 _CLAIM_WAIT = 1.0  # seconds; a stopped keeper claims the directory for moments when it looks whether it may end
-_STOP_WAIT = 8.0  # seconds a worker gets for stopping: 3 for its reads, then to close its cache
-_KILL_WAIT = 2.0  # seconds after SIGKILL; one stuck in the kernel is not waited for
 _FORCE_WAIT = 15.0  # seconds another keeper gets to end
 _LOOK_AGAIN = 2.0  # seconds between a stopped keeper's looks whether packs are still in use
 _GOOD_LIFE = 2.0  # seconds a worker must have lived for its death to count as an accident
@@ -103,29 +103,20 @@ def _end_other(pid: int | None) -> bool:
         return True
     try:
         signal.pidfd_send_signal(pidfd, _END_BY_FORCE)
-        return _ended(pidfd, _FORCE_WAIT)
+        return process.ended(pidfd, _FORCE_WAIT)
     finally:
         os.close(pidfd)
-
-
-def _ended(pidfd: int, wait: float) -> bool:
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(wait * 1000))
 
 
 class _Keeper:
     def __init__(self, run_dir: Path, worker_argv: list[str], owned: process.OwnedDirectory, *, force: bool) -> None:
         self._run_dir = run_dir
-        self._argv = worker_argv
         self._owned = owned
         self._force = force
         self._held = Descriptors(-1, -1, (0, 0))
         self._fresh = False  # nobody has ever served this mount
         self._stopped = False
-        self._worker = -1  # pidfd
-        self._worker_pid = 0
-        self._ready = -1  # read end of the pipe on which a new worker says that it serves
+        self._worker = WorkerProcess(run_dir, worker_argv, _log)
         self._served = False
         self._started = 0.0
         self._failures = 0  # workers that died young, in a row
@@ -141,28 +132,30 @@ class _Keeper:
         passed = process.listen_fds()
         self._acquire(passed)
         while True:
-            if self._worker < 0 and not self._stopped and time.monotonic() >= self._next_start:
-                self._start_worker()
-            code = self._step()
+            code = None
+            if self._worker.fd < 0 and not self._stopped and time.monotonic() >= self._next_start:
+                code = self._start_worker()
+            if code is None:
+                code = self._step()
             if code is not None:
                 return code
 
     def _step(self) -> int | None:
         """Wait for something and deal with it; an exit code when it is over."""
         poller = select.poll()
-        for fd in (self._wake, self._worker, self._ready):
+        for fd in (self._wake, self._worker.fd, self._worker.ready):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
         events = {fd for fd, _ in poller.poll(self._timeout())}
-        if self._ready in events:
+        if self._worker.ready in events and self._worker.serves():
             self._worker_serves()
         if self._wake in events:
             for number in os.read(self._wake, 64):
                 code = self._signalled(number)
                 if code is not None:
                     return code
-        if self._worker >= 0 and self._worker in events:
-            return self._worker_died()
+        if self._worker.fd >= 0 and (self._worker.fd in events or self._worker.hangs()):
+            return self._worker_died(hangs=self._worker.fd not in events)
         if self._stopped and not events and self._may_end():
             _log("packs are no longer in use: ending")
             return self._goodbye()
@@ -171,9 +164,9 @@ class _Keeper:
     def _timeout(self) -> float | None:
         if self._stopped:
             return _LOOK_AGAIN * 1000
-        if self._worker < 0:
+        if self._worker.fd < 0:
             return max(0.0, self._next_start - time.monotonic()) * 1000
-        return None
+        return LOOK_PAUSE * 1000
 
     def _signalled(self, number: int) -> int | None:
         if number == _HANDED_OVER and self._stopped:
@@ -182,7 +175,7 @@ class _Keeper:
         if number == _END_BY_FORCE or (number in (signal.SIGTERM, signal.SIGINT) and self._force):
             _log("ending by force: readers of packs in use get errors")
             descriptors.detach(self._run_dir)
-            self._stop_worker()
+            self._worker.stop()
             return self._goodbye()
         if number in (signal.SIGTERM, signal.SIGINT):
             return self._stop()
@@ -191,10 +184,10 @@ class _Keeper:
     def _stop(self) -> int | None:
         process.sd_notify("STOPPING=1")
         if (self._may_end if self._stopped else self._unmount)():
-            self._stop_worker()
+            self._worker.stop()
             return self._goodbye()
         if not self._stopped:
-            self._stop_worker()
+            self._worker.stop()
             self._stopped = True
             self._owned.release(remove=False)
         message = (
@@ -206,13 +199,17 @@ class _Keeper:
         return None
 
     def _unmount(self) -> bool:
-        return descriptors.unmount(self._run_dir)
+        try:
+            return descriptors.unmount(self._run_dir)
+        except OSError as error:
+            _log(f"cannot unmount: {error}")
+            return False
 
     def _may_end(self) -> bool:
         """Whether a stopped keeper could unmount: only while nobody is taking over."""
         try:
             self._owned = process.own_directory(self._run_dir, "keeper")
-        except BusyError:
+        except (BusyError, OSError):
             return False
         if self._unmount():
             return True
@@ -258,13 +255,13 @@ class _Keeper:
 
     def _dismiss(self, pid: int | None) -> None:
         """Let the stopped keeper go that the mount was taken from."""
-        if pid in (None, os.getpid(), self._worker_pid) or not _holds_mount(self._run_dir, pid):
+        if pid in (None, os.getpid(), self._worker.pid) or not _holds_mount(self._run_dir, pid):
             return
         assert pid is not None
         with suppress(OSError):
             pidfd = os.pidfd_open(pid)
             signal.pidfd_send_signal(pidfd, _HANDED_OVER)
-            if not _ended(pidfd, _KILL_WAIT):
+            if not process.ended(pidfd, KILL_WAIT):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
 
@@ -273,64 +270,32 @@ class _Keeper:
     def _adopt(self, recorded: int | None) -> None:
         """Watch a living worker that another keeper started, though it is no child of ours."""
         owner = slots.owner_of(self._held.slots)
-        if owner is None and recorded is not None and _holds_mount(self._run_dir, recorded):
-            owner = recorded  # started, but not yet so far as to claim the slots
+        if owner is None or process.is_doomed(owner):
+            # Perhaps one that has not come so far as to claim the slots, or the successor of one that hangs.
+            living = recorded is not None and not process.is_doomed(recorded)
+            owner = recorded if living and _holds_mount(self._run_dir, recorded) else None
         if owner is None or owner == self._owned.previous:
             return
         with suppress(OSError):
-            self._worker = os.pidfd_open(owner)
-            self._worker_pid = owner
-            self._write_pid(owner)
+            self._worker.adopt(owner)
             _log(f"adopted worker {owner}")
             self._worker_serves()
 
-    def _start_worker(self) -> None:
-        self._ready, write_end = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(write_end)
-        os.close(write_end)
-        self._worker_pid, self._worker = pid, os.pidfd_open(pid)
+    def _start_worker(self) -> int | None:
+        """Start a worker; an exit code when that is given up. What the node lacks now it may have again soon."""
         self._started, self._served = time.monotonic(), False
-        self._write_pid(pid)
-
-    def _write_pid(self, pid: int) -> None:
-        path = self._run_dir / descriptors.WORKER_PID
-        temporary = path.with_suffix(".new")
-        temporary.write_text(f"{pid}\n", encoding="ascii")
-        temporary.rename(path)
-
-    def _become_worker(self, ready: int) -> None:
         try:
-            signal.set_wakeup_fd(-1)
-            os.setsid()  # Ctrl-C is for the keeper, who then stops the worker in good order
-            environment = dict(os.environ)
-            environment.pop("NOTIFY_SOCKET", None)
-            for key, fd in (
-                (descriptors.FUSE_FD_ENV, self._held.fuse),
-                (descriptors.SLOTS_FD_ENV, self._held.slots),
-                (descriptors.READY_FD_ENV, ready),
-            ):
-                os.set_inheritable(fd, True)
-                environment[key] = str(fd)
-            os.execvpe(self._argv[0], self._argv, environment)  # noqa: S606 - our own arguments, no shell
-        except BaseException as error:
-            _log(f"cannot start the worker {self._argv[0]}: {error}")
-        finally:
-            os._exit(127)
+            self._worker.start(self._held)
+        except OSError as error:
+            return self._again(f"cannot start a worker: {error}", accident=False)
+        return None
 
     def _worker_serves(self) -> None:
-        if self._ready >= 0:
-            served = os.read(self._ready, 1) == b"R"
-            os.close(self._ready)
-            self._ready = -1
-            if not served:
-                return  # it died: its pidfd says so too
         self._served, self._fresh = True, False
-        process.sd_notify(f"READY=1\nSTATUS=worker {self._worker_pid} serves {self._run_dir}")
+        process.sd_notify(f"READY=1\nSTATUS=worker {self._worker.pid} serves {self._run_dir}")
 
-    def _worker_died(self) -> int | None:
-        pid, status = self._worker_pid, self._reap()
+    def _worker_died(self, *, hangs: bool) -> int | None:
+        pid, status = self._worker.pid, self._worker.reap()
         code = os.waitstatus_to_exitcode(status) if status is not None else None
         if code == descriptors.EXIT_GONE:
             _log("the mount was unmounted or aborted by somebody else: mounting anew")
@@ -340,9 +305,14 @@ class _Keeper:
             return None
         if code == descriptors.EXIT_BUSY:
             self._adopt(None)
-            if self._worker >= 0:
+            if self._worker.fd >= 0:
                 return None
-        accident = self._served and (code is None or code == -signal.SIGKILL)
+        how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
+        what = f"worker {pid} was killed and hangs in the kernel" if hangs else f"worker {pid} ended{how}"
+        return self._again(what, accident=self._served and code in (None, -signal.SIGKILL))
+
+    def _again(self, what: str, *, accident: bool) -> int | None:
+        """Arrange for another worker, later and later when they die young; an exit code when that is hopeless."""
         young = not accident and time.monotonic() - self._started < _GOOD_LIFE
         self._failures = self._failures + 1 if young else 0
         if self._fresh and self._failures >= _HOPELESS:
@@ -352,32 +322,8 @@ class _Keeper:
             return 1
         delay = min(_BACKOFF_LAST, _BACKOFF_FIRST * 2 ** (self._failures - 1)) if self._failures else 0.0
         self._next_start = time.monotonic() + delay
-        how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
-        _log(f"worker {pid} ended{how}: starting another in {delay:.1f} s")
+        _log(f"{what}: starting another in {delay:.1f} s")
         return None
-
-    def _stop_worker(self) -> None:
-        if self._worker < 0:
-            return
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._worker, signal.SIGTERM)
-            if not _ended(self._worker, _STOP_WAIT):
-                _log(f"worker {self._worker_pid} does not stop: killing it")
-                signal.pidfd_send_signal(self._worker, signal.SIGKILL)
-                _ended(self._worker, _KILL_WAIT)
-        self._reap()
-
-    def _reap(self) -> int | None:
-        """Forget the worker; its wait status when it was our child and has ended."""
-        status = None
-        with suppress(ChildProcessError):
-            pid, value = os.waitpid(self._worker_pid, os.WNOHANG)
-            status = value if pid else None
-        os.close(self._worker)
-        if self._ready >= 0:
-            os.close(self._ready)
-        self._worker, self._worker_pid, self._ready = -1, 0, -1
-        return status
 
 
 def main(arguments: list[str]) -> int:

@@ -14,11 +14,13 @@ is written. The keeper holds the memfd, so a successor finds there what a killed
     56               8         those requests: the kernel took the answer
     SLOT * (i + 1)   SLOT      slot i: the request as the kernel wrote it; its first 4 bytes, the length, are 0 when free
 
-Only one live worker uses the slots, shown by a POSIX record lock on the memfd, which ends with its process.
+Only one live worker uses the slots, shown by a POSIX record lock on the memfd, which ends with its process. A worker that
+was killed but hangs in the kernel keeps the lock: its successor serves without, and waits for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -26,8 +28,8 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+from floe.store import process
 from floe.store.errors import BusyError
 
 SLOT = 16384  # bytes; the kernel demands at least 8 KiB for a read of /dev/fuse
@@ -41,7 +43,6 @@ _REPLAYS = struct.Struct("<2Q")
 _REPLAYS_AT = 48
 _FREE = bytes(4)
 _LENGTH = struct.Struct("<I")
-_SIGKILL_BIT = 1 << 8
 # struct flock, 64-bit: type, whence, padding, start, length, pid
 _FLOCK = struct.Struct("<hh4xqqi4x")
 
@@ -70,16 +71,6 @@ def owner_of(fd: int) -> int | None:
     return pid if kind != fcntl.F_UNLCK else None
 
 
-def _never_runs_again(pid: int) -> bool:
-    """Whether the process has SIGKILL pending: perhaps stuck in the kernel, but out of its own code for good."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return True
-    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
-    return any(mask & _SIGKILL_BIT for mask in pending)
-
-
 class Slots:
     """The mapped slots. `view(i)` is slot i's memory; who takes a slot owns it until `release`."""
 
@@ -105,14 +96,20 @@ class Slots:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 owner = owner_of(self._fd)
-                if owner is None or _never_runs_again(owner):
-                    if owner is not None:
+                if owner is not None:
+                    if process.is_doomed(owner):
+                        # Hanging in the kernel, perhaps for ever. The lock is ours when it is gone at last.
+                        threading.Thread(target=self._await_lock, name="floe-slots", daemon=True).start()
                         return
-                elif time.monotonic() >= deadline:
-                    raise BusyError(f"worker {owner} still serves this pack filesystem") from None
+                    if time.monotonic() >= deadline:
+                        raise BusyError(f"worker {owner} still serves this pack filesystem") from None
                 time.sleep(0.01)
             else:
                 return
+
+    def _await_lock(self) -> None:
+        with contextlib.suppress(OSError):  # the descriptor was closed
+            fcntl.lockf(self._fd, fcntl.LOCK_EX)
 
     def _scan(self) -> Iterator[int]:
         size, position = SLOT * (COUNT + 1), SLOT

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from floe.store.errors import BusyError, FloeError, PreconditionError
 
 _log = logging.getLogger(__name__)
 _DRAIN = 3.0  # seconds that a stopping worker waits for its reads
+_QUEUE_WAIT = 0.1  # seconds for what is in the kernel's queue to be taken, when somebody wants to unmount
 _SWITCH_INTERVAL = 0.001  # seconds; a request must not wait 5 ms for a thread that decodes
 
 
@@ -99,6 +101,28 @@ class Worker:
             "counters": dict(self._reader.counters()),
         }
 
+    def inflight(self, pack_ids: Sequence[str]) -> int:
+        """How many reads on these packs are not answered; those in the kernel's queue count, of whatever pack they are.
+
+        The kernel counts the queue together with all else, and hands requests out in order. So what was queued at first
+        has been taken as soon as more requests were: then, or when nothing is queued, the answer is exact.
+        """
+        session = self.session
+        queued = first = self._queued()
+        taken = session.requests
+        deadline = time.monotonic() + _QUEUE_WAIT
+        while queued > 0 and session.requests - taken <= first:
+            if time.monotonic() >= deadline:
+                return session.inflight(pack_ids) + queued
+            time.sleep(0.001)
+            queued = self._queued()
+        return session.inflight(pack_ids)
+
+    def _queued(self) -> int:
+        """Requests that no thread has taken yet, or perhaps some more: those being taken or answered right now."""
+        waiting = self._limit("waiting") or 0
+        return waiting - self.session.inflight_total
+
     def start(self, threads: int) -> None:
         """Answer what the predecessor left, then serve with `threads` daemon threads; returns once INIT is answered."""
         left = self.session.answer_left()
@@ -153,7 +177,7 @@ def run_worker(run_dir: Path, reader: Reader, *, threads: int = 4) -> int:
     gc.collect()
     gc.freeze()
     worker.start(threads)
-    control = ControlServer(run_dir, status=worker.status, inflight=session.inflight)
+    control = ControlServer(run_dir, status=worker.status, inflight=worker.inflight)
     if ready_fd >= 0:
         _tell(ready_fd)
     why = os.read(wake, 1)

@@ -65,7 +65,7 @@ class PackfsClient:
         return self._call({"op": STATUS})
 
     def inflight(self, pack_ids: Iterable[str]) -> int:
-        """How many reads on these packs the worker has taken from the kernel and not yet answered."""
+        """How many reads on these packs are not answered; requests the worker is too busy to take count as theirs."""
         return int(self._call({"op": INFLIGHT, "packs": list(pack_ids)})["inflight"])
 
     def _call(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from floe.cli.settings import Settings
 from floe.fuse import worker
 from floe.fuse.pack_reader import PackReader
 from floe.protos.packfs_control import PackfsClient
+from floe.store import process
 from floe.store.cache import CacheWriter
 from floe.store.errors import FloeError
 from floe.store.exposition import Metric, MetricsServer
@@ -24,8 +25,10 @@ _PREDECESSOR = 10.0  # seconds that a worker which is ending may keep the cache
 
 def run_worker(settings: Settings) -> int:
     """Serve until the keeper says stop; returns the process's exit code."""
+    process.allow_open_files()
     with ExitStack() as stack:
-        store = stack.enter_context(closing(open_store(settings.store)))
+        # Not one that retries: the reader does, for as long as anybody waits, and knows why reads wait.
+        store = stack.enter_context(closing(open_store(settings.store, retry=False)))
         writer = stack.enter_context(closing(CacheWriter(open_cache(settings), wait=_PREDECESSOR)))
         reader = PackReader(
             store,

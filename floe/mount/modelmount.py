@@ -1,7 +1,8 @@
 """Models mounted for users: `floe model mount` and `floe umount`.
 
 A record `<run dir>/models/<id>.json` of each says what lies where, and whether the pack filesystem was started for it:
-then it is stopped with the last model that needs it, unless something else uses it by then.
+then it is stopped with the last model that needs it, unless something else uses it by then. The last unmount also
+clears up what killed commands left.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from floe.mount.mountinfo import mount_at, read_mounts
 from floe.mount.quiet import packfs_device, superblock_alive
 from floe.mount.state import PACKFS
 from floe.mount.trees import Tree
-from floe.store.errors import BadInputError, BusyError, NotFoundError, UnavailableError
+from floe.store.errors import BadInputError, BusyError, FloeError, NotFoundError, UnavailableError
 from floe.store.ids import hexdigest
 
 _log = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ def umount_model(mountpoint: Path, mounter: TreeMounter, *, stop_packfs: Callabl
         if record.made:
             with contextlib.suppress(OSError):  # somebody put something into it
                 Path(place).rmdir()
+        _sweep_when_idle(mounter)
         stop = record.started_packfs and _nobody_needs_packfs(mounter)
         if not mounter.mounts():
             mounter.home.remove()  # leave the machine as it was
@@ -155,6 +157,19 @@ def _packfs_runs(mounter: TreeMounter) -> bool:
     except UnavailableError:
         return False
     return bool(packfs_device(mounter.run_dir))
+
+
+def _sweep_when_idle(mounter: TreeMounter) -> None:
+    """Clear up what killed commands left: no daemon does it on a machine without one.
+
+    Only when nobody owns a tree. Else trees are at work, and whoever owns them sweeps; a command need not wait for them.
+    """
+    try:
+        if not any(mounter.uses(record.digest) for record in mounter.mounts()):
+            for line in mounter.sweep():
+                _log.info("%s", line)
+    except (FloeError, OSError) as error:
+        _log.warning("what killed commands may have left stays: %s", error)
 
 
 def _nobody_needs_packfs(mounter: TreeMounter) -> bool:

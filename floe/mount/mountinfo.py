@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +26,18 @@ class MountEntry:
 
 
 def read_mounts(text: str | None = None) -> list[MountEntry]:
-    """All mounts, in the order they were made; of two on one target the later one covers the earlier."""
+    """All mounts, in the order they were made; of two on one target the later one covers the earlier.
+
+    A line of another form is left out: what somebody else mounted must not keep us from seeing our own.
+    """
     if text is None:
-        text = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
-    return [_parse(line) for line in text.splitlines()]
+        # Not read_text: that makes a line end of a carriage return, which a name may hold.
+        text = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
+    mounts = []
+    for line in text.split("\n"):  # of all that Python takes for line ends, the kernel escapes only this one in names
+        with suppress(ValueError):
+            mounts.append(_parse(line))
+    return mounts
 
 
 def mount_at(target: str, mounts: list[MountEntry]) -> MountEntry | None:

@@ -32,7 +32,7 @@ class Packfs(Protocol):
         ...
 
     def inflight(self, pack_ids: Iterable[str]) -> int:
-        """Reads on these packs not yet answered."""
+        """Reads on these packs not yet answered, and all that no worker has taken from the kernel."""
         ...
 
 

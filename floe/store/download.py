@@ -8,7 +8,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 from floe.store import layout
-from floe.store.errors import FloeError, TransitDamageError, UnavailableError
+from floe.store.errors import FloeError, ThrottledError, TransitDamageError, UnavailableError
 from floe.store.ids import Buffer
 from floe.store.objects.base import ObjectStore
 from floe.store.reading import Get
@@ -56,7 +56,9 @@ class Downloader:
             self._counts["store_errors"] += 1
             if get.ahead and not get.wanted:
                 raise get.error
-            await asyncio.sleep(random.uniform(0, min(_PAUSE_MAX, _PAUSE_FIRST * 2 ** min(attempt, 10))))
+            longest = min(_PAUSE_MAX, _PAUSE_FIRST * 2 ** min(attempt, 10))
+            # As RetryingStore does it: a store that asks us to slow down is given some time.
+            await asyncio.sleep(random.uniform(longest / 2 if isinstance(get.error, ThrottledError) else 0, longest))
             attempt += 1
 
     async def _get(self, key: str, start: int, length: int, *, another_way: bool) -> Buffer:

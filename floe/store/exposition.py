@@ -12,6 +12,7 @@ import os
 import socket
 import socketserver
 import stat
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -26,6 +27,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
+from floe.store import process
 from floe.store.errors import AccessDeniedError, BadInputError, BusyError, UnavailableError
 
 COUNTER, GAUGE = "counter", "gauge"
@@ -131,8 +133,11 @@ class _SourceCollector(Collector):
             yield family
 
 
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
 def _clear_stale(path: Path) -> None:
-    """Remove a socket nobody listens on; BusyError when somebody does, or when it is no socket."""
+    """Remove a socket nobody listens on, or only a killed process that hangs; BusyError for any other, and no socket."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -143,9 +148,14 @@ def _clear_stale(path: Path) -> None:
         probe.settimeout(1)
         try:
             probe.connect(str(path))
+            pid, _, _ = _CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
+            pid = 0
+        except (BlockingIOError, TimeoutError):  # somebody who does not take what is asked of it
+            pid = -1
+    if not pid or process.is_doomed(pid):
+        path.unlink(missing_ok=True)
+        return
     raise BusyError(f"another process serves metrics at {path}", hint="stop it or choose another metrics address")
 
 

@@ -1,12 +1,11 @@
 """From the object store to readers: each frame once, in few requests, verified, within a memory budget.
 
 An event loop in a thread of its own owns all state here; hashing, decompression and the cache's disk run in a
-few threads, answers go out from two more. A read first gets memory for all its frames (budget.py), then joins
+few threads (delivery.py), answers go out from two more. A read first gets memory for all its frames (budget.py), then joins
 frames that are being fetched, reads those in the cache, and asks for the rest: adjacent ones, of all reads that
 arrived together, in one request. A frame that arrives is verified, handed to its readers, and stored.
 
-Damage in transit and damage at rest: a frame that does not match its digest is fetched again alone, then over another
-connection; after that it counts as damaged, is remembered for a minute, and its readers get DamagedError.
+A frame that is damaged at rest (delivery.py) is remembered for a minute, and its readers get DamagedError.
 A store that cannot be reached is tried until the reads that wait have come to their deadline.
 """
 
@@ -16,41 +15,35 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cachetools import LRUCache, TTLCache
 
-from floe.store import layout
+from floe.store.ahead import Ahead
 from floe.store.budget import Budget, Lease
 from floe.store.cache import CacheWriter
-from floe.store.download import COUNTED, Downloader
+from floe.store.delivery import COUNTED, Delivery
 from floe.store.errors import (
     BadInputError,
     CancelledError,
     DamagedError,
-    DeadlineError,
     FloeError,
     NotFoundError,
-    TransitDamageError,
     UnavailableError,
 )
-from floe.store.frames import FrameTable, VerifiedFrame, decode_frame
+from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import Buffer
 from floe.store.objects.base import ObjectStore
-from floe.store.readahead import Streams
-from floe.store.reading import Done, Flight, Get, Read
+from floe.store.reading import Done, Flight, Get, Read, read_local
 
 _log = logging.getLogger(__name__)
 
 _GET_MAX = 8 << 20  # bytes of content in one request: best throughput of S3, and still many to share the budget
-_TRIES = 3  # of a frame that does not match its digest
 _DAMAGE_MEMORY = 60.0  # seconds
-_AHEAD_PAUSE = 10.0  # seconds without reading ahead after the cache could not keep what came
 _KEPT_SHARE = 8  # of the budget, for frames the cache could not keep: a fault reads 64 KiB of 1 MiB
-_DECODERS, _LOCALS, _REPLIERS = 3, 4, 2  # threads
-_COUNTED = ("transit_damage", "damaged", "deadlines", "cancelled", "failed_reads")
-_AGAIN = "push its model or index its image again"
+_LOCALS, _REPLIERS = 4, 2  # threads
+_COUNTED = ("deadlines", "cancelled", "failed_reads")
 
 
 class Fetcher:
@@ -70,28 +63,33 @@ class Fetcher:
         budget: int = 128 << 20,
         damage_memory: float = _DAMAGE_MEMORY,
     ) -> None:
-        self._store = store
+        self._url = store.url
         self._writer = writer
         self._deadline = deadline
         kept = budget // _KEPT_SHARE
         self._budget = Budget(budget - kept)
         self._kept: LRUCache[tuple[str, int], VerifiedFrame] = LRUCache(kept, getsizeof=len)
         self._damaged: TTLCache[tuple[str, int], DamagedError] = TTLCache(4096, damage_memory)
-        self._streams = Streams(readahead) if readahead else None
-        self._ahead_from = 0.0
-        self.marks: dict[str, list[tuple[int, int]]] = {}  # read by other threads; replaced, never changed
         self._flights: dict[tuple[str, int], Flight] = {}
         self._reads: set[Read] = set()
         self._ready: list[Read] = []
         self._gets: set[asyncio.Task[None]] = set()
         self._counts = dict.fromkeys((*COUNTED, *_COUNTED), 0)
-        self._downloader = Downloader(store, self._counts)
-        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="floe-decode")
         self._locals = ThreadPoolExecutor(_LOCALS, thread_name_prefix="floe-local")
         self._repliers = ThreadPoolExecutor(_REPLIERS, thread_name_prefix="floe-reply")
         self._closed = False
         self._lock = threading.Lock()  # orders submit and close
         self._loop = asyncio.new_event_loop()
+        self._delivery = Delivery(store, writer, self._counts, self._loop, self)
+        self._ahead = Ahead(
+            readahead,
+            writer,
+            self._budget,
+            is_absent=self._is_absent,
+            fetch=self._fetch_ahead,
+            clock=self._loop.time,
+        )
+        self.marks = self._ahead.marks
         self._thread = threading.Thread(target=self._loop.run_forever, name="floe-fetch", daemon=True)
         self._thread.start()
 
@@ -118,7 +116,7 @@ class Fetcher:
         """The cache answered a read that touches one of `marks`."""
         with self._lock:
             if not self._closed:
-                self._loop.call_soon_threadsafe(self._look_ahead, pack_id, offset, length, False)
+                self._loop.call_soon_threadsafe(self._hit, pack_id, offset, length)
 
     def counters(self) -> dict[str, int]:
         """Totals since the start, and what is under way now (`reads`, `memory_bytes`, `memory_waiting`)."""
@@ -136,9 +134,8 @@ class Fetcher:
                 return
             self._closed = True
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._decoders.shutdown()
+        self._delivery.close()
         self._locals.shutdown(cancel_futures=True)
-        self._downloader.close()
         # What the pools told the loop at last, such as memory given back, still runs.
         self._repliers.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -168,8 +165,7 @@ class Fetcher:
             self._finish(read, unknown)
             return
         if read.length <= 0 or read.offset < 0 or read.offset + read.length > table.content_size:
-            where = f"bytes {read.offset} to {read.offset + read.length} of pack {read.pack_id}"
-            self._finish(read, BadInputError(f"{where} were asked for, it has {table.content_size}"))
+            self._finish(read, BadInputError(f"{read.what} were asked for, it has {table.content_size}"))
             return
         size = table.frame_size
         read.frames = range(read.offset // size, (read.offset + read.length - 1) // size + 1)
@@ -191,12 +187,28 @@ class Fetcher:
         self._fetch_missing(reads, {read: list(read.frames) for read in reads}, local=True)
         for read in reads:
             # Whole frames: smaller reads that follow in a frame are answered by the cache, and not seen here.
-            if read.table is not None and self._streams is not None:
+            if read.table is not None and not self._closed:
                 size = read.table.frame_size
-                self._look_ahead(read.pack_id, read.frames.start * size, len(read.frames) * size, True)
+                self._ahead.look(read.pack_id, read.frames.start * size, len(read.frames) * size, waited=True)
 
-    def _fetch_missing(self, reads: Iterable[Read], frames: dict[Read, list[int]], *, local: bool) -> None:
+    def _fetch_missing(self, reads: list[Read], frames: dict[Read, list[int]], *, local: bool) -> None:
         fresh: dict[str, list[Flight]] = {}
+        try:
+            self._join_or_ask(reads, frames, fresh, local=local)
+        except Exception as problem:
+            # Nobody may be left waiting for a flight that was not sent.
+            _log.exception("reads could not be begun")
+            error = UnavailableError(f"the read could not be begun: {problem!r}")
+            for read in reads:
+                self._finish(read, error)
+            for pack_id, flights in fresh.items():
+                for flight in flights:
+                    if flight.get is None:
+                        self._land(pack_id, flight, error)
+
+    def _join_or_ask(
+        self, reads: list[Read], frames: dict[Read, list[int]], fresh: dict[str, list[Flight]], *, local: bool
+    ) -> None:
         for read in reads:
             here: list[int] = []
             for frame in frames[read]:
@@ -209,7 +221,10 @@ class Fetcher:
             for flight in flights:
                 if not flight.waiters:  # its read came to an end over another frame
                     del self._flights[pack_id, flight.number]
-            self._send(pack_id, [f for f in flights if f.waiters], ahead=False)
+            wanted = [flight for flight in flights if flight.waiters]
+            table = next((read.table for flight in wanted for read in flight.waiters), None)
+            if table is not None:
+                self._send(pack_id, table, wanted, ahead=False)
 
     def _join(self, read: Read, frame: int, fresh: dict[str, list[Flight]], here: list[int] | None) -> None:
         key = (read.pack_id, frame)
@@ -221,8 +236,8 @@ class Fetcher:
         elif key in self._kept:
             self._give(read, frame, self._kept[key].content, None)
             return
-        elif key in self._damaged:
-            self._finish(read, self._damaged[key])
+        elif (damage := self._damaged.get(key)) is not None:  # asked once: it may be forgotten in between
+            self._finish(read, damage)
             return
         elif here is not None and self._is_local(read.pack_id, frame):
             here.append(frame)
@@ -246,25 +261,12 @@ class Fetcher:
         found: dict[int, Buffer] = {}
         try:
             for frame in frames:
-                piece = self._local_piece(read, frame)
+                piece = read_local(self._writer, read, frame)
                 if piece is not None:
                     found[frame] = piece
         except Exception:
             _log.exception("frames of pack %s could not be read from the cache", read.pack_id)
         self._tell(self._local_done, read, frames, found)
-
-    def _local_piece(self, read: Read, frame: int) -> Buffer | None:
-        pack, table = self._writer.pack(read.pack_id), read.table
-        assert table is not None
-        start, stop = read.part(frame)
-        buffer = bytearray(stop - start)
-        if pack is not None and pack.read_into(start, memoryview(buffer)):
-            return buffer
-        verified = self._writer.recheck(read.pack_id, frame)
-        if verified is None:
-            return None
-        base = frame * table.frame_size
-        return memoryview(verified.content)[start - base : stop - base]
 
     def _local_done(self, read: Read, frames: list[int], found: dict[int, Buffer]) -> None:
         for frame, piece in found.items():
@@ -275,15 +277,8 @@ class Fetcher:
             self._fetch_missing([read], {read: missing}, local=False)
 
     def _expire(self, read: Read) -> None:
-        seconds = f"{self._deadline:g} s"
-        what = f"bytes {read.offset} to {read.offset + read.length} of pack {read.pack_id}"
-        causes = [f.get.error for f in read.flights.values() if f.get is not None and f.get.error is not None]
-        cause = f": {causes[0]}" if causes else ""
-        hint = (causes[0].hint if causes else "") or "check that the store is reachable and fast enough"
         self._counts["deadlines"] += 1
-        self._finish(
-            read, DeadlineError(f"{what} did not arrive from {self._store.url} in {seconds}{cause}", hint=hint)
-        )
+        self._finish(read, read.overdue(self._url, self._deadline))
 
     def _cancel(self, read: Read) -> None:
         if not read.finished:
@@ -329,10 +324,10 @@ class Fetcher:
 
     # requests
 
-    def _send(self, pack_id: str, flights: list[Flight], *, ahead: bool, lease: Lease | None = None) -> None:
+    def _send(
+        self, pack_id: str, table: FrameTable, flights: list[Flight], *, ahead: bool, lease: Lease | None = None
+    ) -> None:
         """Turn new flights into requests, adjacent ones together."""
-        table = next((r.table for f in flights for r in f.waiters), None) or self._writer.table(pack_id)
-        assert table is not None
         flights.sort(key=lambda f: f.number)
         most = max(1, _GET_MAX // table.frame_size)
         run: list[Flight] = []
@@ -351,7 +346,7 @@ class Fetcher:
         for held in leases:
             held.hold()
         get = Get(pack_id, table, run, leases, ahead=ahead)
-        get.task = self._loop.create_task(self._run(get))
+        get.task = self._loop.create_task(self._delivery.run(get))
         self._gets.add(get.task)
         get.task.add_done_callback(lambda task: self._ended(get, task))
 
@@ -379,106 +374,38 @@ class Fetcher:
         for read in list(flight.waiters):
             self._finish(read, error)
 
-    async def _run(self, get: Get) -> None:
-        failed = await self._attempt(get, get.first, get.count, again=0)
-        for frame in failed:
-            for again in range(1, _TRIES):
-                if not await self._attempt(get, frame, 1, again=again):
-                    break
-            else:
-                self._give_up(get, frame)
+    # from deliveries
 
-    async def _attempt(self, get: Get, first: int, count: int, *, again: int) -> list[int]:
-        """Fetch, verify, hand out and store frames; the numbers of those that did not match."""
-        try:
-            data = await self._downloader.download(get, first, count, another_way=again == _TRIES - 1)
-        except (DamagedError, TransitDamageError):
-            failed = list(range(first, first + count))  # the object is too short for some of these
-        else:
-            failed = await self._loop.run_in_executor(self._decoders, self._decode, get, data, first, count)
-        if again or count == 1:
-            self._counts["transit_damage"] += len(failed)
-        return failed
-
-    def _decode(self, get: Get, data: Buffer, first: int, count: int) -> list[int]:
-        """In a thread: verify frames one by one, hand each out, store it."""
-        failed = []
-        base, _ = get.table.stored_range(first)
-        view = memoryview(data)
-        for frame in range(first, first + count):
-            start, length = get.table.stored_range(frame)
-            stored = view[start - base : start - base + length]
-            try:
-                verified = decode_frame(stored, get.table.entry(frame), get.table.content_length(frame))
-            except TransitDamageError as error:
-                _log.warning("frame %d of pack %s: %s", frame, get.pack_id, error)
-                failed.append(frame)
-                continue
-            self._tell(self._arrived, get, frame, verified)
-            if not self._writer.put(get.pack_id, frame, verified):
-                copy = VerifiedFrame(bytes(verified.content), verified.digest)
-                self._tell(self._not_stored, get.pack_id, frame, copy)
-        return failed
-
-    def _arrived(self, get: Get, number: int, frame: VerifiedFrame) -> None:
+    def arrived(self, get: Get, number: int, frame: VerifiedFrame) -> None:
+        """See Receiver.arrived."""
         flight = get.frames[number - get.first]
         flight.frame = frame
         waiters, flight.waiters = flight.waiters, set()
         for read in waiters:
             self._give(read, number, frame.content, get)
 
-    def _not_stored(self, pack_id: str, number: int, frame: VerifiedFrame) -> None:
+    def not_stored(self, pack_id: str, number: int, frame: VerifiedFrame) -> None:
+        """See Receiver.not_stored."""
         with contextlib.suppress(ValueError):  # larger than all that may be kept
             self._kept[pack_id, number] = frame
-        self._ahead_from = self._loop.time() + _AHEAD_PAUSE
+        self._ahead.pause()
 
-    def _give_up(self, get: Get, number: int) -> None:
-        error = DamagedError(
-            f"frame {number} of pack {get.pack_id} in {self._store.url} does not match its digest, read {_TRIES} times",
-            hint=f"delete {layout.pack_key(get.pack_id)} from the store, then {_AGAIN}",
-        )
-        _log.error("%s; %s", error, error.hint)
-        self._counts["damaged"] += 1
+    def damaged(self, get: Get, number: int, error: DamagedError) -> None:
+        """See Receiver.damaged."""
         self._damaged[get.pack_id, number] = error
         self._land(get.pack_id, get.frames[number - get.first], error)
 
     # ahead
 
-    def _look_ahead(self, pack_id: str, offset: int, length: int, waited: bool) -> None:  # noqa: FBT001 - a callback
-        streams, table = self._streams, None
-        if streams is None or self._closed:
-            return
-        stream = streams.note(pack_id, offset, length, waited=waited)
-        if stream.established and self._loop.time() >= self._ahead_from:
-            table = self._writer.table(pack_id)
-        while table is not None:
-            piece = stream.next_piece(streams.limit, table.content_size)
-            if piece is None or not self._ask_ahead(pack_id, table, *piece):
-                break
-            stream.ahead = piece[1]
-        marks = list(streams.marks(pack_id))
-        if marks:
-            self.marks[pack_id] = marks
-        else:
-            self.marks.pop(pack_id, None)
+    def _hit(self, pack_id: str, offset: int, length: int) -> None:
+        if not self._closed:
+            self._ahead.look(pack_id, offset, length, waited=False)
 
-    def _ask_ahead(self, pack_id: str, table: FrameTable, start: int, stop: int) -> bool:
-        """Fetch what is missing of content bytes [start, stop); False when there is no memory to spare."""
-        size = table.frame_size
-        frames = [
-            frame
-            for frame in range(start // size, -(-stop // size))
-            if (pack_id, frame) not in self._flights
-            and (pack_id, frame) not in self._damaged
-            and not self._is_local(pack_id, frame)
-        ]
-        if not frames:
-            return True
-        lease = self._budget.try_lease(pack_id, sum(map(table.memory, frames)))
-        if lease is None:
-            return False
+    def _is_absent(self, pack_id: str, frame: int) -> bool:
+        key = (pack_id, frame)
+        return key not in self._flights and key not in self._damaged and not self._is_local(pack_id, frame)
+
+    def _fetch_ahead(self, pack_id: str, table: FrameTable, frames: list[int], lease: Lease) -> None:
         flights = [Flight(frame) for frame in frames]
         self._flights.update({(pack_id, flight.number): flight for flight in flights})
-        self._send(pack_id, flights, ahead=True, lease=lease)
-        lease.drop()
-        return True
+        self._send(pack_id, table, flights, ahead=True, lease=lease)

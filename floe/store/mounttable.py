@@ -6,6 +6,7 @@ Nothing here touches a mounted filesystem: a stat on a mountpoint whose server i
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,29 +27,35 @@ class Mount(NamedTuple):
 
 
 def parse(text: str) -> list[Mount]:
-    """The lines of a mountinfo file, in the order of mounting. Source: proc(5), "/proc/pid/mountinfo"."""
+    """The lines of a mountinfo file, in the order of mounting. Source: proc(5), "/proc/pid/mountinfo".
+
+    A line of another form is left out: what somebody else mounted must not keep us from seeing our own.
+    """
     mounts = []
-    for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        fields, rest = left.split(" "), right.split(" ")
-        major, _, minor = fields[2].partition(":")
-        mounts.append(
-            Mount(
-                (int(major), int(minor)),
-                unescape(fields[3]),
-                unescape(fields[4]),
-                rest[0],
-                unescape(rest[1]),
-                rest[2] if len(rest) > 2 else "",
-            )
-        )
+    for line in text.split("\n"):  # of all that Python takes for line ends, the kernel escapes only this one in names
+        with suppress(ValueError, IndexError):
+            mounts.append(_parse(line))
     return mounts
+
+
+def _parse(line: str) -> Mount:
+    left, _, right = line.partition(" - ")
+    fields, rest = left.split(" "), right.split(" ")
+    major, _, minor = fields[2].partition(":")
+    return Mount(
+        (int(major), int(minor)),
+        unescape(fields[3]),
+        unescape(fields[4]),
+        rest[0],
+        unescape(rest[1]),
+        rest[2] if len(rest) > 2 else "",
+    )
 
 
 def mounts() -> list[Mount]:
     """This process's mounts."""
-    # surrogateescape: a mountpoint may have any bytes in its name.
-    return parse(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+    # A mountpoint may have any bytes in its name. Not read_text: that makes a line end of a carriage return.
+    return parse(Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape"))
 
 
 def mounts_at(target: Path) -> list[Mount]:

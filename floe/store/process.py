@@ -9,9 +9,12 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
+import select
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -20,14 +23,16 @@ from floe.store.errors import BusyError, PreconditionError
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 _CAP_IPC_LOCK = 14
+_SIGKILL_BIT = 1 << 8  # in the masks of /proc/<pid>/status
 _OOM_SCORE_ADJ = -999  # -1000 would exempt the children too, containers' shims included
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
 
 
 def log(name: str, message: str) -> None:
-    """One line to stderr: for processes too small for `logging`."""
-    sys.stderr.write(f"{name}[{os.getpid()}]: {message}\n")
-    sys.stderr.flush()
+    """One line to stderr, if it can be had there: for processes too small for `logging`."""
+    with suppress(OSError):  # a full disk or a reader that went away must not end the process
+        sys.stderr.write(f"{name}[{os.getpid()}]: {message}\n")
+        sys.stderr.flush()
 
 
 def harden() -> list[str]:
@@ -50,12 +55,42 @@ def harden() -> list[str]:
     return problems
 
 
+def allow_open_files() -> None:
+    """Raise the limit of open files to what this process may have: a shell's usual 1024 is soon used up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # beyond what the kernel allows
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _has_capability(number: int) -> bool:
     with Path("/proc/self/status").open(encoding="ascii") as file:
         for line in file:
             if line.startswith("CapEff:"):
                 return bool(int(line.split()[1], 16) >> number & 1)
     return False
+
+
+def is_doomed(pid: int) -> bool:
+    """Whether a process only waits for the kernel to let it end: it was killed, or its first thread ended.
+
+    A thread that hangs in the kernel keeps such a process, its descriptors and its locks for as long as it hangs, but
+    no code of the process's own runs again. False for a process that there is no more.
+    """
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    fields = dict(line.partition(":")[::2] for line in text.split("\n"))
+    pending = int(fields.get("SigPnd", "0"), 16) | int(fields.get("ShdPnd", "0"), 16)
+    return fields.get("State", "").strip()[:1] in ("Z", "X") or bool(pending & _SIGKILL_BIT)
+
+
+def ended(pidfd: int, wait: float) -> bool:
+    """Whether the process of this pidfd has ended, within `wait` seconds."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(wait * 1000))
 
 
 def refuse_own_mount(run_dir: Path) -> None:
@@ -66,7 +101,7 @@ def refuse_own_mount(run_dir: Path) -> None:
     ours = _tree_devices(os.path.realpath(run_dir), mounttable.mounts())
     if not ours:
         return
-    with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as file:
+    with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for line in file:
             fields = line.split(None, 5)
             if len(fields) < 6:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from floe.store.budget import Asked, Lease
-from floe.store.errors import FloeError
+from floe.store.cache import CacheWriter
+from floe.store.errors import DeadlineError, FloeError
 from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import Buffer
 
@@ -94,6 +95,18 @@ class Read:
         """Nobody wants the result any more; from any thread, at any time."""
         self._fetcher.cancel(self)
 
+    @property
+    def what(self) -> str:
+        """For messages."""
+        return f"bytes {self.offset} to {self.offset + self.length} of pack {self.pack_id}"
+
+    def overdue(self, url: str, deadline: float) -> DeadlineError:
+        """That the store at `url` did not answer in `deadline` seconds, and what it said meanwhile."""
+        causes = [f.get.error for f in self.flights.values() if f.get is not None and f.get.error is not None]
+        cause = f": {causes[0]}" if causes else ""
+        hint = (causes[0].hint if causes else "") or "check that the store is reachable and fast enough"
+        return DeadlineError(f"{self.what} did not arrive from {url} in {deadline:g} s{cause}", hint=hint)
+
     def part(self, frame: int) -> tuple[int, int]:
         """(start, stop) of what this read wants of a frame, in content bytes of the pack."""
         assert self.table is not None
@@ -134,3 +147,18 @@ class Read:
         if self.lease is not None:
             self.lease.drop()
             self.lease = None
+
+
+def read_local(writer: CacheWriter, read: Read, frame: int) -> Buffer | None:
+    """What a read wants of a frame on the cache's disk, hashed before that if need be; None when it is not usable."""
+    pack, table = writer.pack(read.pack_id), read.table
+    assert table is not None
+    start, stop = read.part(frame)
+    buffer = bytearray(stop - start)
+    if pack is not None and pack.read_into(start, memoryview(buffer)):
+        return buffer
+    verified = writer.recheck(read.pack_id, frame)
+    if verified is None:
+        return None
+    base = frame * table.frame_size
+    return memoryview(verified.content)[start - base : stop - base]

@@ -17,7 +17,7 @@ from support.stores import (
 )
 
 from floe.fuse.pack_reader import PackReader
-from floe.store import layout
+from floe.store import download, layout
 from floe.store.cache import CacheWriter, NodeCache
 from floe.store.errors import (
     AccessDeniedError,
@@ -26,6 +26,7 @@ from floe.store.errors import (
     DamagedError,
     DeadlineError,
     NotFoundError,
+    ThrottledError,
     UnavailableError,
 )
 from floe.store.objects.memory import MemoryStore
@@ -327,3 +328,62 @@ def test_a_damaged_frame_ahead_is_an_error_only_for_who_reads_it(memory, node):
         assert read(reader, pack.id, frame * MIB, MIB) == pack.content[frame * MIB :][:MIB]
     with pytest.raises(DamagedError):
         read(reader, pack.id, 5 * MIB, 4096)
+
+
+class ExpiringBetween(dict):
+    """As a TTLCache whose entries expire between being found and being fetched."""
+
+    def __contains__(self, key):
+        return True
+
+
+def test_damage_that_is_forgotten_as_it_is_looked_up_is_no_damage(memory, pack, node):
+    reader = node(memory, pack)
+    reader._fetcher._damaged = ExpiringBetween()
+    assert read(reader, pack.id, 0, 3 * FRAME) == pack.content[: 3 * FRAME]
+
+
+def test_a_fault_of_ours_fails_its_reads_at_once_and_no_later_one(memory, pack, node, monkeypatch):
+    reader = node(memory, pack)
+    fetcher = reader._fetcher
+    with monkeypatch.context() as patch:
+
+        def faulty(pack_id, number):
+            if number == 2:
+                raise RuntimeError("a mistake")
+            return False
+
+        patch.setattr(fetcher, "_is_local", faulty)
+        answer = submit(reader, pack.id, 0, 3 * FRAME)
+        assert isinstance(answer.wait(5), UnavailableError)
+    assert "a mistake" in str(answer.value)
+    eventually(lambda: fetcher._flights == {})
+    assert read(reader, pack.id, 0, 3 * FRAME) == pack.content[: 3 * FRAME]
+    eventually(lambda: reader.counters()["memory_bytes"] == 0)
+
+
+def test_an_index_that_cannot_be_read_ends_reading_ahead_and_nothing_else(memory, node, monkeypatch, caplog):
+    pack = make_pack(random_content(8 * MIB, 11), MIB).publish(memory)
+    reader = node(memory, pack, readahead=8 * MIB)
+    table = reader._writer.table
+    calls = []
+
+    def failing(pack_id):
+        calls.append(pack_id)
+        if len(calls) % 2 == 0:  # the reads themselves find it
+            raise UnavailableError("too many open files")
+        return table(pack_id)
+
+    monkeypatch.setattr(reader._fetcher._ahead, "_writer", type("Writer", (), {"table": staticmethod(failing)}))
+    for frame in range(8):
+        assert read(reader, pack.id, frame * MIB, MIB) == pack.content[frame * MIB :][:MIB]
+    assert len(calls) > 1
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_store_that_asks_us_to_slow_down_is_given_time(memory, pack, node, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(download.random, "uniform", lambda low, high: pauses.append((low, high)) or 0)
+    store = CountdownFailureStore(memory, fail_get={1: UnavailableError("down"), 2: ThrottledError("slow down")})
+    assert read(node(store, pack), pack.id, 0, 9) == pack.content[:9]
+    assert pauses == [(0, 0.1), (0.1, 0.2)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from floe.mount.mountinfo import mount_at, read_mounts
 from floe.store import mounttable, process
 from floe.store.errors import BusyError, PreconditionError
 
@@ -36,6 +37,28 @@ def test_a_killed_owner_leaves_its_name_and_no_lock(tmp_path):
         assert owned.previous == other.pid
 
 
+def test_hardening_does_what_it_can_and_says_what_it_cannot():
+    code = (
+        "from floe.store import process; print(*process.harden(), sep='\\n'); print(open('/proc/self/status').read())"
+    )
+    code += "; print('score', open('/proc/self/oom_score_adj').read())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (locked,) = (int(line.split()[1]) for line in done.stdout.split("\n") if line.startswith("VmLck:"))
+    assert (locked > 0) != ("memory is not locked" in done.stdout)
+    assert ("score -999" in done.stdout) != ("oom_score_adj stays as it is" in done.stdout)
+    if os.geteuid() == 0:
+        assert locked > 0
+
+
+def test_a_doomed_process_is_told_from_one_that_lives_and_one_that_is_gone():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert not process.is_doomed(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert process.is_doomed(child.pid)
+    assert not process.is_doomed(child.pid)
+
+
 def test_nobody_to_notify(monkeypatch, tmp_path):
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert not process.sd_notify("READY=1")
@@ -54,6 +77,17 @@ def test_mounts_are_parsed_with_escapes():
     line = r"36 35 98:0 /mnt1 /mnt\0402 rw,noatime shared:1 - ext3 /dev/root rw,errors=continue"
     (mount,) = mounttable.parse(line + "\n")
     assert mount == ((98, 0), "/mnt1", "/mnt 2", "ext3", "/dev/root", "rw,errors=continue")
+
+
+def test_the_node_s_mounts_are_read_whatever_their_names(tmp_path):
+    target = tmp_path / "a\rb\x0cc\x85d"
+    target.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(target)], check=True)
+    try:
+        assert [mount.fstype for mount in mounttable.mounts_at(target)] == ["tmpfs"]
+        assert mount_at(str(target), read_mounts()).fstype == "tmpfs"
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
 
 
 def _mount(device, target, fstype, options=""):

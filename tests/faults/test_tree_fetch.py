@@ -2,10 +2,11 @@
 
 import stat
 import threading
+import time
 
 import pytest
 from support.packs import make_pack, random_content
-from support.stores import LastByteFlipStore, RecordingStore, SilentStore
+from support.stores import LastByteFlipStore, RecordingStore, SilentStore, SlowStore
 
 from floe.ingest.entries import Chunk, FileContent, Node
 from floe.ingest.erofs_writer import build_image
@@ -45,6 +46,22 @@ def tree(memory, packs):
 @pytest.fixture
 def cache(tmp_path):
     return NodeCache(tmp_path / "cache")
+
+
+def test_all_pack_indexes_are_asked_for_at_the_same_time(memory, packs, tree, cache):
+    gate = threading.Event()
+    store = SlowStore(memory, gate=gate, matches=f"{layout.PACK_INDEXES}/")
+    found = []
+    fetching = threading.Thread(target=lambda: found.append(TreeStore(store, cache).fetch(tree, 20)))
+    fetching.start()
+    until = time.monotonic() + 10
+    while store.waiting < len(packs) and time.monotonic() < until:
+        time.sleep(0.002)
+    waiting = store.waiting
+    gate.set()
+    fetching.join(20)
+    assert waiting == len(packs)
+    assert len(found[0].packs) == len(packs)
 
 
 def test_a_tree_is_fetched_once_and_then_local(memory, packs, tree, cache):

@@ -147,6 +147,17 @@ def test_a_packfs_that_does_not_start_is_the_error(models, node, tmp_path, monke
     assert models.stopped == 0
 
 
+def test_the_last_unmount_clears_up_what_a_killed_command_left(models, node, tmp_path):
+    tree, kept, lost = node.tree(), node.tree("kept"), node.tree("lost")
+    models.mount(tree, tmp_path / "a")
+    models.mount(kept, tmp_path / "b")
+    node.mounter().pins.take(lost)  # and killed before the mount
+    models.umount(tmp_path / "a")
+    assert node.cache.pins(lost.packs[0].id)  # another model is mounted: nothing waits for a sweep
+    models.umount(tmp_path / "b")
+    assert [node.cache.pins(each.packs[0].id) for each in (tree, kept, lost)] == [set()] * 3
+
+
 def test_unmounting_what_floe_did_not_mount(models, tmp_path):
     with pytest.raises(NotFoundError, match="no model is mounted") as error:
         models.umount(tmp_path / "a")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from support.mounts import content_of, entry_at, until
@@ -60,6 +61,16 @@ def test_a_tree_that_is_not_whole_reads_through_packfs_with_direct_io(node):
     assert mounter.check(tree.digest) is MountState.HEALTHY
     mounter.release(tree.digest, "a")
     assert mounter.check(tree.digest) is MountState.MISSING
+
+
+def test_read_ahead_of_a_tree_over_packfs_is_a_mebibyte(node):
+    node.serve()
+    tree = node.tree(complete=False)
+    mounter = node.mounter()
+    mounter.mount(tree, "a")
+    (record,) = mounter.mounts()
+    assert record.mode == PACKFS
+    assert Path("/sys/class/bdi", record.bdi, "read_ahead_kb").read_text() == "1024\n"
 
 
 def test_a_kernel_without_directio_mounts_without_it(node, monkeypatch):

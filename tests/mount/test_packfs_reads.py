@@ -4,6 +4,8 @@ import errno
 import mmap
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -124,6 +126,41 @@ def test_sixty_four_stalled_reads_do_not_delay_another(packfs):
     assert packfs.client.inflight([stalled, other]) == 0
 
 
+def test_reads_that_no_thread_has_taken_count_as_in_flight(packfs):
+    busy, other = packfs.add_pack(64 * 4096, seed=1), packfs.add_pack(4096, seed=2)
+    packfs.start()
+    assert (packfs.mountpoint / other).stat()
+    packfs.gate(busy, "disk")
+    readers = [packfs.reader(busy, offset=4096 * n) for n in range(8)]
+    packfs.wait_inflight(busy, 8)
+    assert packfs.client.status()["inflight"] < 8  # as many as there are threads; the kernel has the rest
+    readers.append(packfs.reader(other))
+    wait_for(lambda: packfs.client.status()["waiting"] > 8, "the kernel's queue")
+    assert packfs.client.inflight([other]) > 0
+    packfs.open_gate(busy, "disk")
+    for reader in readers:
+        out, err = reader.communicate(timeout=20)
+        assert len(out) == 4096, err
+    assert packfs.client.inflight([busy, other]) == 0
+
+
+def test_an_unmount_is_not_held_up_by_traffic_on_other_packs(packfs):
+    busy, other = packfs.add_pack(MIB, seed=1), packfs.add_pack(4096, seed=2)
+    packfs.start()
+    assert (packfs.mountpoint / other).read_bytes()
+    code = (
+        "import os,sys\nwhile 1:\n fd=os.open(sys.argv[1],os.O_RDONLY)\n while os.read(fd,65536): pass\n os.close(fd)"
+    )
+    traffic = [subprocess.Popen([sys.executable, "-c", code, str(packfs.mountpoint / busy)]) for _ in range(6)]
+    try:
+        wait_for(lambda: packfs.client.status()["reads"] > 200, "traffic")
+        assert [packfs.client.inflight([other]) for _ in range(20)] == [0] * 20
+    finally:
+        for process in traffic:
+            process.kill()
+            process.wait(20)
+
+
 def test_a_reader_killed_against_a_silent_store_is_gone_within_a_second(packfs):
     pack = packfs.add_pack(MIB, shut=True)
     packfs.start()
@@ -159,6 +196,13 @@ def test_an_aborted_connection_is_replaced(packfs):
     packfs.wait_ready()
     assert packfs.client.status()["workers"] == 1  # the first of a new mount
     assert (packfs.mountpoint / pack).read_bytes() == content(packfs, pack)
+
+
+def test_keeper_and_worker_lock_their_memory(packfs):
+    keeper = packfs.start()
+    for pid in (keeper.pid, packfs.pid_in("worker.pid")):
+        lines = Path(f"/proc/{pid}/status").read_text().split("\n")
+        assert next(int(line.split()[1]) for line in lines if line.startswith("VmLck:")) > 0
 
 
 def test_memory_of_keeper_and_worker(packfs):

@@ -80,12 +80,13 @@ class Packfs:
     def worker_argv(self):
         return [sys.executable, str(WORKER), str(self.run_dir), str(self.packs_dir), str(self.gates)]
 
-    def spawn_keeper(self, *flags, env=None, worker_argv=None, prefix=(), pass_fds=()):
-        command = [*prefix, sys.executable, "-m", "floe.fuse.keeper", "--run-dir", str(self.run_dir), *flags]
+    def spawn_keeper(self, *flags, env=None, worker_argv=None, prefix=(), pass_fds=(), command=None, stderr=None):
+        command = command or [*prefix, sys.executable, "-m", "floe.fuse.keeper"]
+        command = [*command, "--run-dir", str(self.run_dir), *flags]
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [*command, "--", *(worker_argv or self.worker_argv())],
-                stderr=log,
+                stderr=log if stderr is None else stderr,
                 pass_fds=pass_fds,
                 env={**os.environ, **(env or {})},
             )

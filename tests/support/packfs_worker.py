@@ -2,6 +2,8 @@
 
 PACKS_DIR/<pack id> holds a pack's content. A pack is cached unless GATE_DIR/<pack id>.slow exists: then each read
 goes to a thread that waits while GATE_DIR/<pack id>.shut exists, and fails while <pack id>.fail does (short: it lies).
+A cached pack's reads hang, each in its serving thread, while <pack id>.disk exists, as on a disk that is silent.
+GATE_DIR/stuck names a file that a thread of the worker looks up at its start.
 """
 
 import logging
@@ -35,6 +37,8 @@ class FileReader:
     def read_cached_into(self, pack_id, offset, buffer, *, wait=True):
         if (self.gates / f"{pack_id}.slow").exists():
             return False
+        while (self.gates / f"{pack_id}.disk").exists() and not self.closed.is_set():
+            time.sleep(0.005)
         with (self.packs / pack_id).open("rb") as file:
             file.seek(offset)
             return file.readinto(buffer) == len(buffer)
@@ -71,6 +75,8 @@ class FileReader:
 def main():
     logging.basicConfig(level=logging.INFO, format="worker[%(process)d]: %(message)s")
     run_dir, packs, gates = map(Path, sys.argv[1:4])
+    if (gates / "stuck").exists():
+        threading.Thread(target=Path((gates / "stuck").read_text()).exists, daemon=True).start()
     reader = FileReader(packs, gates)
     code = run_worker(run_dir, reader)
     reader.close()

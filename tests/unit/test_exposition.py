@@ -1,8 +1,10 @@
+import os
 import socket
 import threading
 
 import pytest
 
+from floe.store import process
 from floe.store.errors import AccessDeniedError, BadInputError, BusyError, UnavailableError
 from floe.store.exposition import COUNTER, GAUGE, Metric, MetricsServer, parse_address, read_metrics
 
@@ -45,6 +47,19 @@ def test_unix_socket_is_private_and_goes_away(tmp_path):
     finally:
         server.close()
     assert not path.exists()
+
+
+def test_the_socket_of_a_process_that_hangs_after_a_kill_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.sock"
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(path))
+        hanging.listen(0)
+        monkeypatch.setattr(process, "is_doomed", lambda pid: pid == os.getpid())
+        server = MetricsServer(f"unix:{path}", source)
+        try:
+            check(read_metrics(f"unix:{path}"))
+        finally:
+            server.close()
 
 
 def test_a_socket_left_by_a_killed_process_is_replaced(tmp_path):

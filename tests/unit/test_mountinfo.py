@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from floe.mount.mountinfo import mount_at, read_mounts
+from floe.store import mounttable
 
 TEXT = """\
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
@@ -35,3 +38,17 @@ def test_names_that_are_no_utf_8_come_back_as_they_are():
     raw = b"31 22 0:41 / /\xff\xc3\xa4\\040 ro - erofs /x ro\n"
     (entry,) = read_mounts(raw.decode("utf-8", "surrogateescape"))
     assert entry.target.encode("utf-8", "surrogateescape") == b"/\xff\xc3\xa4 "
+
+
+@pytest.mark.parametrize("odd", list("\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"))
+def test_a_name_with_what_python_takes_for_a_line_end_is_one_name(odd):
+    text = TEXT.replace("/run/floe/packs", f"/run/a{odd}b")
+    assert [entry.target for entry in read_mounts(text)][:2] == ["/", f"/run/a{odd}b"]
+    assert [mount.target for mount in mounttable.parse(text)][:2] == ["/", f"/run/a{odd}b"]
+
+
+@pytest.mark.parametrize("line", ["", "30 22", "30 22 x / / rw - ext4", "a b c d e f - g h i"])
+def test_a_line_that_is_none_hides_no_other(line):
+    text = f"{line}\n{TEXT}"
+    assert read_mounts(text) == read_mounts(TEXT)
+    assert mounttable.parse(text) == mounttable.parse(TEXT)

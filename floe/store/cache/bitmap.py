@@ -30,7 +30,10 @@ HEADER_BYTES = _HEADER.size
 
 
 class Bitmap:
-    """The bits of one pack. Who changes them holds the pack's lock; reading `trusted` needs none."""
+    """The bits of one pack. Who changes them holds the pack's lock; reading `trusted` needs none.
+
+    `clean` and `boot_id` are what the file on disk may say; it is clean for sure only after a sync.
+    """
 
     __slots__ = ("boot_id", "clean", "content_size", "count", "frame_size", "suspect", "trusted")
 
@@ -43,13 +46,15 @@ class Bitmap:
         self.trusted = bytearray(-(-self.count // 8))
         self.suspect = bytearray(len(self.trusted))
 
-    def header(self) -> bytes:
-        """The first 64 bytes of the file."""
-        return _HEADER.pack(_MAGIC, _VERSION, self.clean, self.frame_size, self.content_size, self.boot_id.encode())
+    def header(self, *, clean: bool | None = None, boot_id: str | None = None) -> bytes:
+        """The first 64 bytes of the file; `clean` and `boot_id` replace what is said now."""
+        clean = self.clean if clean is None else clean
+        text = (self.boot_id if boot_id is None else boot_id).encode()
+        return _HEADER.pack(_MAGIC, _VERSION, clean, self.frame_size, self.content_size, text)
 
-    def encode(self) -> bytes:
-        """The whole file."""
-        return self.header() + self.trusted + self.suspect
+    def encode(self, *, clean: bool | None = None, boot_id: str | None = None) -> bytes:
+        """The whole file; see `header`."""
+        return self.header(clean=clean, boot_id=boot_id) + self.trusted + self.suspect
 
     @classmethod
     def decode(cls, data: bytes) -> Bitmap | None:

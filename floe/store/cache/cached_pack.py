@@ -8,11 +8,13 @@ leaves at worst data without a bit, which loading gives back to the disk.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
 from array import array
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from floe.store.cache.bitmap import HEADER_BYTES, Bitmap, runs
@@ -22,6 +24,7 @@ from floe.store.ids import Buffer
 
 _log = logging.getLogger(__name__)
 
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # says nothing about a frame
 _SLACK = 1 << 20  # bytes of disk beyond the present frames that are not worth looking for
 
 
@@ -96,7 +99,7 @@ class CachedPack:
         for extent in {f >> (EXTENT_SHIFT - self._shift) for f in bits.present()}:
             self.recency[extent] = recency
 
-    def _rewrite(self, boot_id: str) -> None:
+    def _rewrite(self, boot_id: str) -> bool:
         """Write distrusted bits so that a death between two writes never leaves a bit that says too much."""
         bits = self.bits
         try:
@@ -104,10 +107,12 @@ class CachedPack:
             os.ftruncate(files.bitmap, HEADER_BYTES + 2 * len(bits.trusted))
             write_all(files.bitmap, bits.suspect, HEADER_BYTES + len(bits.trusted))
             write_all(files.bitmap, bits.trusted, HEADER_BYTES)
-            bits.boot_id, bits.clean = boot_id, False
-            write_all(files.bitmap, bits.header(), 0)
+            self._write_dirty(files, bits.header(boot_id=boot_id, clean=False), boot_id)
         except OSError as error:
+            self.changed = False  # so that the next change writes all of it
             _log.warning("bitmap of pack %s in the cache cannot be written: %s", self.id, error)
+            return False
+        return True
 
     def _return_leaks(self) -> None:
         """Give back what a killed writer wrote without coming to set its bit, or cleared without coming to punch."""
@@ -148,6 +153,8 @@ class CachedPack:
         except OSError as error:
             if not wait:  # from the disk, or a file system that cannot say: the caller asks again
                 raise BlockingIOError from error
+            if error.errno in NO_DESCRIPTORS:
+                return False
             self._usage.errors += 1
             _log.warning("pack %s in the cache cannot be read, frames are fetched again: %s", self.id, error)
             self._forget(range(first, last + 1))
@@ -182,9 +189,13 @@ class CachedPack:
                 self._trust(files, frame)
 
     def _trust(self, files: Files, frame: int) -> None:
-        self.bits.trust(frame)
+        bits, at, bit = self.bits, frame >> 3, 1 << (frame & 7)
+        # The file first: what cannot be written there has not happened. The data is there, so it says nothing wrong.
+        write_all(files.bitmap, bytes((bits.trusted[at] | bit,)), HEADER_BYTES + at)
+        if bits.suspect[at] & bit:
+            write_all(files.bitmap, bytes((bits.suspect[at] & ~bit,)), HEADER_BYTES + len(bits.trusted) + at)
+        bits.trust(frame)
         self.recency[frame >> (EXTENT_SHIFT - self._shift)] = self._usage.now
-        self._write_bits(files, frame >> 3, (frame >> 3) + 1)
 
     def _write_bits(self, files: Files, start: int, stop: int) -> None:
         bits = self.bits
@@ -195,15 +206,17 @@ class CachedPack:
         """Before the first change: the file on disk must not go on calling itself clean."""
         if self.changed:
             return
-        bits = self.bits
-        was_clean = bits.clean
-        bits.clean, bits.boot_id = False, boot_id
-        whole = bits.encode()
+        whole = self.bits.encode(boot_id=boot_id, clean=False)
         os.ftruncate(files.bitmap, len(whole))
-        write_all(files.bitmap, whole, 0)
-        if was_clean:
-            os.fdatasync(files.bitmap)
+        self._write_dirty(files, whole, boot_id)
         self.changed = True
+
+    def _write_dirty(self, files: Files, data: bytes, boot_id: str) -> None:
+        """Write the file's beginning, which says that it is not clean; only once that is durable it counts as said."""
+        write_all(files.bitmap, data, 0)
+        if self.bits.clean:
+            os.fdatasync(files.bitmap)
+        self.bits.clean, self.bits.boot_id = False, boot_id
 
     def drop(self, frames: Iterable[int], boot_id: str) -> int:
         """Take frames away; the bytes of content that went. Where holes cannot be punched, all of the pack goes.
@@ -219,25 +232,47 @@ class CachedPack:
                 self.complete = False
             self._make_dirty(files, boot_id)
             going = sorted(frames)
-            freed = self._clear(files, going)
+            freed = self._take_away(files, going)
             for first, count in runs(going):
                 end = min((first + count) << self._shift, self._content_size)
-                if not punch(files.data, first << self._shift, end - (first << self._shift)):
-                    freed += self._clear(files, self.bits.present())
+                try:
+                    punched = punch(files.data, first << self._shift, end - (first << self._shift))
+                except OSError as error:  # its frames are gone all the same, and other space may be given back
+                    self._usage.errors += 1
+                    _log.warning("space of pack %s in the cache cannot be given back: %s", self.id, error)
+                    continue
+                if not punched:
+                    freed += self._take_away(files, self.bits.present())
                     os.ftruncate(files.data, 0)
                     os.ftruncate(files.data, self._content_size)
                     return freed
         return freed
 
-    def _clear(self, files: Files, frames: list[int]) -> int:
+    def _take_away(self, files: Files, frames: list[int]) -> int:
+        """Clear bits here and in the file, or, with OSError, in neither: data goes only when no bit speaks of it."""
+        if not frames:
+            return 0
+        bits, first, last = self.bits, frames[0] >> 3, (frames[-1] >> 3) + 1
+        before = bits.trusted[first:last], bits.suspect[first:last]
+        freed = self._clear(frames)
+        try:
+            self._write_bits(files, first, last)
+        except OSError:
+            bits.trusted[first:last], bits.suspect[first:last] = before
+            self._usage.add(freed)
+            for extent in {f >> (EXTENT_SHIFT - self._shift) for f in frames}:
+                if self.recency[extent] == EMPTY:
+                    self.recency[extent] = self._usage.now
+            raise
+        return freed
+
+    def _clear(self, frames: list[int]) -> int:
         bits = self.bits
         freed = sum(bits.content_length(f) for f in frames if bits.is_trusted(f) or bits.is_suspect(f))
         for frame in frames:
             bits.clear(frame)
         self.generation += 1
         self._usage.add(-freed)
-        if frames:
-            self._write_bits(files, frames[0] >> 3, (frames[-1] >> 3) + 1)
         per_extent = EXTENT_SHIFT - self._shift
         for extent in {f >> per_extent for f in frames}:
             if not bits.present(extent << per_extent, (extent + 1) << per_extent):
@@ -248,11 +283,13 @@ class CachedPack:
         """A frame turned out to be damaged or unreadable. Its space is used again when it is fetched again."""
         self._forget(range(frame, frame + 1))
 
-    def _forget(self, frames: Iterable[int]) -> None:
+    def _forget(self, frames: range) -> None:
         with self.lock:
+            self._clear(list(frames))
             try:
-                self._clear(self.open(), list(frames))
+                self._write_bits(self.open(), frames.start >> 3, (frames.stop - 1 >> 3) + 1)
             except OSError as error:
+                self.changed = False  # so that the next change writes all of it
                 _log.warning("bitmap of pack %s in the cache cannot be written: %s", self.id, error)
 
     def last_use(self) -> int:
@@ -271,10 +308,12 @@ class CachedPack:
                 return
             files = self.open()
             os.fdatasync(files.data)
-            self.bits.clean = True
+            # Its other pages first: a header that reached the disk before them would vouch for what they said then.
+            os.fdatasync(files.bitmap)
+            # From now on the file may call itself clean, even if writing that fails: a change has to take it back.
+            self.bits.clean, self.changed = True, False
             write_all(files.bitmap, self.bits.header(), 0)
             os.fdatasync(files.bitmap)
-            self.changed = False
 
     def finish(self) -> bool:
         """When every frame is trusted, sync and say `complete`; the caller holds the pack's flock. False: not yet.
@@ -299,7 +338,11 @@ class CachedPack:
         with self.lock:
             self.bits.distrust()
             self.generation += 1
-            self._rewrite(boot_id)
+            if not self._rewrite(boot_id):
+                # Then no bitmap at all, rather than one whose bits the next writer would trust.
+                with suppress(OSError):
+                    (self.folder / "bitmap").unlink(missing_ok=True)
+                self.files = None
 
     def presync(self) -> None:
         """Write data back while readers and writers go on."""

@@ -18,7 +18,11 @@ def load_pack(
 ) -> CachedPack:
     """The frames of a pack that are on disk, counted in `usage`. OSError, NotFoundError (no bitmap and no index)."""
     folder = cache.folder(pack_id)
-    bits = _read_bitmap(folder) or _fresh(cache, pack_id, boot_id)
+    found = _read_bitmap(folder)
+    if found is not None and found.boot_id == boot_id:
+        # Whoever wrote this in this boot may have been killed before it was on disk, where the file may be clean yet.
+        found.clean = True
+    bits = found or _fresh(cache, pack_id, boot_id)
     complete = (folder / "complete").exists()
     try:
         status = (folder / "data").stat()
@@ -27,8 +31,11 @@ def load_pack(
         bits = _fresh(cache, pack_id, boot_id)
         complete = _revoke(folder, complete=complete)
     if status.st_size != bits.content_size:
-        # Somebody cut the file, or its bitmap is another pack's: nothing in it can be believed.
+        # Somebody cut the file, or its bitmap is another pack's: nothing in it can be believed. The bitmap goes before
+        # the data, for good: the next writer would find the file's size right again.
         complete = _revoke(folder, complete=complete)
+        (folder / "bitmap").unlink(missing_ok=True)
+        sync_folder(folder)
         bits = _fresh(cache, pack_id, boot_id)
         if not cache.pins(pack_id):
             os.truncate(folder / "data", 0)
@@ -56,6 +63,6 @@ def _fresh(cache: NodeCache, pack_id: str, boot_id: str) -> Bitmap:
 
 def _revoke(folder: Path, *, complete: bool) -> bool:
     if complete:
-        (folder / "complete").unlink()
+        (folder / "complete").unlink(missing_ok=True)
         sync_folder(folder)
     return False

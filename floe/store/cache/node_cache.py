@@ -8,6 +8,7 @@ Below the root:
     packs/<pack id>/bitmap        which frames are there (see bitmap.py); only the writer changes it
     packs/<pack id>/complete      every frame was verified and synced to disk: may be mounted natively
     packs/<pack id>/pins/<owner>  keeps every frame of the pack where it is
+    packs/<pack id>.left-<pid>    what a writer may still change that hangs in the kernel (see ownership.py)
     tmp/                          files on their way to their place
     writer.lock                   held by the one writer
 
@@ -22,6 +23,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -35,6 +37,7 @@ from floe.store.packindex import PackIndex
 
 _log = logging.getLogger(__name__)
 
+_POLL = 0.01  # seconds between two tries to lock a pack
 _NAME_MAX = 255  # bytes of a file name
 _REMEMBERED = 65536  # packs and trees; some 200 bytes each
 _FULL = {28, 122}  # ENOSPC, EDQUOT
@@ -150,6 +153,8 @@ class NodeCache:
         path = self.folder(pack_id) / "data"
         with disk_errors(f"data of pack {pack_id} in {self.root}"):
             if not path.exists():
+                for name in ("complete", "bitmap"):  # of data that somebody removed
+                    path.with_name(name).unlink(missing_ok=True)
                 create_sparse(path, size, self.spare)
         return path
 
@@ -196,12 +201,19 @@ class NodeCache:
     def locked(self, pack_id: str, *, wait: bool = True) -> Iterator[Path]:
         """Hold the pack's lock. FileNotFoundError without a folder; BlockingIOError when taken and `wait` is off."""
         folder = self.folder(pack_id)
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield folder
-        finally:
-            os.close(fd)
+        while True:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), folder.stat()):
+                    yield folder
+                    return
+            except BlockingIOError:
+                if not wait:
+                    raise
+            finally:
+                os.close(fd)
+            time.sleep(_POLL)  # not in flock: the folder may be left to a writer that hangs with the lock
 
     def _known_size(self, pack_id: str) -> int:
         size = self.content_size(pack_id)

@@ -14,12 +14,12 @@ from queue import SimpleQueue
 
 from cachetools import LRUCache
 
-from floe.store.cache.cached_pack import CachedPack, Usage
+from floe.store.cache.cached_pack import NO_DESCRIPTORS, CachedPack, Usage
 from floe.store.cache.durable import current_boot_id
 from floe.store.cache.eviction import EXTENT, batch, oldest_first, shortage
 from floe.store.cache.load import load_pack
 from floe.store.cache.node_cache import NodeCache, disk_errors
-from floe.store.cache.ownership import own
+from floe.store.cache.ownership import leave_packs, own, remove_left
 from floe.store.errors import DamagedError, FloeError, TransitDamageError
 from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import is_hexdigest
@@ -41,7 +41,14 @@ class CacheWriter:
     def __init__(self, cache: NodeCache, *, wait: float = 0.0, boot_id: str | None = None) -> None:
         self.cache = cache
         self._boot_id = boot_id or current_boot_id()
-        self._lock_fd = own(cache.root / "writer.lock", wait)
+        lock = own(cache.root / "writer.lock", wait)
+        self._lock_fd = lock.fd
+        try:
+            leave_packs(cache, lock)
+        except BaseException:
+            os.close(lock.fd)
+            raise
+        remove_left(cache)
         self._usage = Usage()
         self.packs: dict[str, CachedPack] = {}  # those in use; others only look up
         self._tables_lock = threading.Lock()
@@ -110,6 +117,9 @@ class CacheWriter:
             content = os.pread(pack.open().data, table.content_length(frame), frame * table.frame_size)
             verified = VerifiedFrame(content, table.entry(frame).digest)
         except (OSError, TransitDamageError) as error:
+            if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
+                self._failed(pack_id, error)
+                return None
             self._count("damaged_frames")
             _log.warning(
                 "frame %d of pack %s in the cache is not usable, it is fetched again: %s", frame, pack_id, error
@@ -131,7 +141,11 @@ class CacheWriter:
 
         DamagedError when `content` is another frame's.
         """
-        pack, table = self.pack(pack_id), self.table(pack_id)
+        try:
+            pack, table = self.pack(pack_id), self.table(pack_id)
+        except FloeError as error:
+            self._failed(pack_id, error)
+            pack = table = None
         if pack is None or table is None:
             return False
         if table.entry(frame).digest != content.digest:
@@ -159,7 +173,7 @@ class CacheWriter:
         self._count("bypassed_frames")
         return False
 
-    def _failed(self, pack_id: str, error: OSError) -> None:
+    def _failed(self, pack_id: str, error: OSError | FloeError) -> None:
         self._count("write_errors")
         if time.monotonic() >= self._warn_from:  # a full disk fails every store
             self._warn_from = time.monotonic() + _WARN_PAUSE
@@ -211,7 +225,7 @@ class CacheWriter:
         for position, extent in oldest_first([p.recency for p in packs]):
             pack = packs[position]
             if position not in pinned:
-                pinned[position] = bool(self.cache.pins(pack.id))
+                pinned[position] = self._is_pinned(pack.id)
             if pinned[position]:
                 continue
             per_extent = EXTENT // pack.bits.frame_size
@@ -226,6 +240,13 @@ class CacheWriter:
         freed += sum(self._drop(packs[at], going) for at, going in chosen.items())
         self._count("evicted_bytes", freed)
         return freed
+
+    def _is_pinned(self, pack_id: str) -> bool:
+        try:
+            return bool(self.cache.pins(pack_id))
+        except OSError as error:  # such as too many open files: nobody knows, so nothing goes
+            self._failed(pack_id, error)
+            return True
 
     def _drop(self, pack: CachedPack, frames: list[int]) -> int:
         try:
@@ -275,7 +296,7 @@ class CacheWriter:
 
     def _load(self) -> None:
         found = []
-        for name in os.listdir(self.cache.packs):  # noqa: PTH208 - names only
+        for name in filter(is_hexdigest, os.listdir(self.cache.packs)):  # noqa: PTH208 - names only
             try:
                 found.append(((self.cache.packs / name / "bitmap").stat().st_mtime_ns, name))
             except OSError:

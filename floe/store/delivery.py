@@ -1,0 +1,128 @@
+"""One request from its first byte to its last frame: downloaded, verified, handed out, stored; again what did not match.
+
+Damage in transit and damage at rest: a frame that does not match its digest is fetched again alone, then over another
+connection; after that it counts as damaged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from floe.store import layout
+from floe.store.cache import CacheWriter
+from floe.store.download import COUNTED as DOWNLOAD_COUNTED
+from floe.store.download import Downloader
+from floe.store.errors import DamagedError, TransitDamageError
+from floe.store.frames import VerifiedFrame, decode_frame
+from floe.store.ids import Buffer
+from floe.store.objects.base import ObjectStore
+from floe.store.reading import Get
+
+_log = logging.getLogger(__name__)
+
+_TRIES = 3  # of a frame that does not match its digest
+_DECODERS = 3  # threads
+_AGAIN = "push its model or index its image again"
+COUNTED = (*DOWNLOAD_COUNTED, "transit_damage", "damaged")
+
+
+class Receiver(Protocol):
+    """Who the frames are for; called in the event loop."""
+
+    def arrived(self, get: Get, number: int, frame: VerifiedFrame) -> None:
+        """A frame is here, not yet in the cache. Its buffer is the whole request's."""
+        ...
+
+    def not_stored(self, pack_id: str, number: int, frame: VerifiedFrame) -> None:
+        """The cache could not keep a frame that has arrived; this is a copy."""
+        ...
+
+    def damaged(self, get: Get, number: int, error: DamagedError) -> None:
+        """A frame will not come: it is damaged at rest."""
+        ...
+
+
+class Delivery:
+    """Requests to `store` for `receiver` in `loop`, through the cache of `writer`; counted in `counts` (keys COUNTED)."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        writer: CacheWriter,
+        counts: dict[str, int],
+        loop: asyncio.AbstractEventLoop,
+        receiver: Receiver,
+    ) -> None:
+        self._url = store.url
+        self._writer = writer
+        self._counts = counts
+        self._loop = loop
+        self._receiver = receiver
+        self._downloader = Downloader(store, counts)
+        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="floe-decode")
+
+    async def run(self, get: Get) -> None:
+        """Deliver every frame of `get`, or say that it is damaged. Raises what `Downloader.download` raises but damage."""
+        failed = await self._attempt(get, get.first, get.count, again=0)
+        for frame in failed:
+            for again in range(1, _TRIES):
+                if not await self._attempt(get, frame, 1, again=again):
+                    break
+            else:
+                self._give_up(get, frame)
+
+    def close(self) -> None:
+        """Wait for frames that are being verified and stored; begin nothing more. No `run` may be under way."""
+        self._decoders.shutdown()
+        self._downloader.close()
+
+    async def _attempt(self, get: Get, first: int, count: int, *, again: int) -> list[int]:
+        """Fetch, verify, hand out and store frames; the numbers of those that did not match."""
+        try:
+            data = await self._downloader.download(get, first, count, another_way=again == _TRIES - 1)
+        except (DamagedError, TransitDamageError):
+            failed = list(range(first, first + count))  # the object is too short for some of these
+        else:
+            failed = await self._loop.run_in_executor(self._decoders, self._decode, get, data, first, count)
+        if again or count == 1:
+            self._counts["transit_damage"] += len(failed)
+        return failed
+
+    def _decode(self, get: Get, data: Buffer, first: int, count: int) -> list[int]:
+        """In a thread: verify frames one by one, hand each out, store it."""
+        failed = []
+        base, _ = get.table.stored_range(first)
+        view = memoryview(data)
+        for frame in range(first, first + count):
+            start, length = get.table.stored_range(frame)
+            stored = view[start - base : start - base + length]
+            try:
+                verified = decode_frame(stored, get.table.entry(frame), get.table.content_length(frame))
+            except TransitDamageError as error:
+                _log.warning("frame %d of pack %s: %s", frame, get.pack_id, error)
+                failed.append(frame)
+                continue
+            self._tell(self._receiver.arrived, get, frame, verified)
+            if not self._writer.put(get.pack_id, frame, verified):
+                copy = VerifiedFrame(bytes(verified.content), verified.digest)
+                self._tell(self._receiver.not_stored, get.pack_id, frame, copy)
+        return failed
+
+    def _give_up(self, get: Get, number: int) -> None:
+        error = DamagedError(
+            f"frame {number} of pack {get.pack_id} in {self._url} does not match its digest, read {_TRIES} times",
+            hint=f"delete {layout.pack_key(get.pack_id)} from the store, then {_AGAIN}",
+        )
+        _log.error("%s; %s", error, error.hint)
+        self._counts["damaged"] += 1
+        self._receiver.damaged(get, number, error)
+
+    def _tell(self, call: Callable[..., object], *args: object) -> None:
+        """Run `call` in the loop, from another thread."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            self._loop.call_soon_threadsafe(call, *args)
