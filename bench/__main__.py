@@ -1,6 +1,6 @@
 """python -m bench: Floe against native file systems, JuiceFS and plain ranged GETs, in interleaved rounds of one run.
 
-With --local only what needs no server: native ext4 and EROFS, Floe resident and Floe through FUSE, on a store in a folder.
+With --local only what needs no server: native ext4 and EROFS, Floe resident, through FUSE and portable, on a store in a folder.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from bench.floe_node import FloeNode
 from bench.report import Results
 
 MIB = 1 << 20
-FUSE, RESIDENT, COLD = "floe over fuse", "floe resident", "floe cold"
+FUSE, RESIDENT, PORTABLE, COLD = "floe over fuse", "floe resident", "floe portable", "floe cold"
 JUICE, GETS = "juicefs", "ranged GETs"
 
 
@@ -89,8 +89,8 @@ def _add_floe(
     folders: dict[str, Path],
     results: Results,
 ) -> None:
-    """Push the data to `store`; mount it on one node through FUSE and on another natively, both caches full."""
-    fuse, resident = FloeNode(work, "fuse", store), FloeNode(work, "resident", store)
+    """Push the data to `store`; mount it on a node through FUSE, on one natively, on one portably, all caches full."""
+    fuse, resident, portable = (FloeNode(work, name, store) for name in ("fuse", "resident", "portable"))
     _say("floe model push")
     fuse.push(source)
     # Mounted while its packs are not in the node cache, this mount stays on FUSE when they are.
@@ -103,6 +103,8 @@ def _add_floe(
     modes = (fuse.mode(), resident.mode())
     if modes != ("packfs", "native"):
         raise SystemExit(f"bench: the trees are mounted as {modes}, not as packfs and native")
+    folders[PORTABLE] = stack.enter_context(portable.mounted("--portable"))
+    _read_all(folders[PORTABLE])
     stack.callback(lambda: results.facts.update(_memory(fuse)))
 
 

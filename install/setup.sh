@@ -29,11 +29,10 @@ update_once() {
 
 # Packages without a service: tools and libraries only.
 packages=(ca-certificates skopeo python3-venv busybox-static erofs-utils libseccomp2 xz-utils)
-[ "$profile" = demo ] || packages+=(git make umoci fio strace attr acl libcap2-bin iproute2)
-# The portable mount: pyfuse3 is built here, fusermount3 mounts for a user who is not root.
-[ "$profile" = demo ] || packages+=(fuse3 libfuse3-dev pkg-config gcc python3-dev)
 if [ "$profile" != demo ]; then
-  packages+=(openssl)
+  packages+=(git make umoci fio strace attr acl libcap2-bin iproute2 openssl)
+  # The portable mount: pyfuse3 is built here, fusermount3 mounts for a user who is not root.
+  packages+=(fuse3 libfuse3-dev pkg-config gcc python3-dev)
   # The server itself is in Debian's redis-tools, as redis-check-rdb; the package redis-server would only add the service.
   command -v redis-server >/dev/null || packages+=(redis-tools)
 fi
@@ -69,7 +68,8 @@ tool() {
 tool containerd containerd
 tool runc runc
 tool docker-registry docker-registry
-if [ "$profile" = test ] && ! command -v redis-server >/dev/null; then
+if [ "$profile" != demo ] && ! command -v redis-server >/dev/null; then
+  mkdir -p "$tools/host/usr/bin"
   ln -sfn "$(command -v redis-check-rdb)" "$tools/host/usr/bin/redis-server" # it goes by the name it is called by
 fi
 
