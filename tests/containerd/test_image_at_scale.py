@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from support import scale_image, seaweed
+from support import fleet, scale_image, seaweed
 from support.container_tree import ContainerTree, differences
 from support.containerd import Containerd, each_version, versions
 from support.floe_daemons import Daemons
@@ -25,7 +25,8 @@ pytestmark = pytest.mark.timeout(240)
 MIB = 1 << 20
 FETCHED = 0.05  # of the image, at most, for a pull and `true`
 KEEPER, WORKER, SNAPSHOTTER = 25 * MIB, 300 * MIB, 120 * MIB  # resident, at most
-STORES = ("file", "s3")
+INDEX_CALLS = 2  # commands to Redis for a start, at most, for each layer and for the image
+STORES = ("file", *fleet.INDEXES)  # a folder and SQLite; a bucket in S3 and this index
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +96,16 @@ class Indexed:
     def __init__(self, kind, base, reference):
         self.proxy = None
         self.node = Node(base)
-        self.environ = {}
-        if kind == "s3":
+        if kind in fleet.INDEXES:
             server = seaweed.running()
-            bucket = server.bucket()
-            self.node.environ |= {**server.environment(), "FLOE_STORE": server.url(bucket, "images")}
+            self.node.environ |= fleet.environment(kind)
             self.proxy = SlowProxy(("127.0.0.1", urlsplit(server.endpoint).port))
             behind = self.node.environ["FLOE_STORE"].replace(str(urlsplit(server.endpoint).port), self.port)
-            self.environ = {**server.environment(), "FLOE_STORE": behind}
+            index = fleet.index_url(kind, user="node")
+            self.environ = {**server.environment(), "FLOE_STORE": behind, "FLOE_INDEX": index}
         else:
-            self.environ = {"FLOE_STORE": self.node.environ["FLOE_STORE"]}
-        self.environ["FLOE_INDEX"] = "none"  # a node needs the bucket alone
+            # A node needs the store alone.
+            self.environ = {"FLOE_STORE": self.node.environ["FLOE_STORE"], "FLOE_INDEX": "none"}
         begun = time.monotonic()
         self.result = self.node.json("image", "index", "--plain-http", reference)
         self.seconds = time.monotonic() - begun
@@ -231,10 +231,12 @@ def test_indexed_image_is_pulled_lazily_and_is_the_same(
     expected = unpacked(version)
     store = stores(kind)
     # The whole content on the oldest containerd from files and on the newest from S3: it does not hang on which.
-    whole = (version, kind) in ((versions()[0], "file"), (versions()[-1], "s3"))
+    whole = (version, kind) in ((versions()[0], "file"), (versions()[-1], fleet.INDEXES[-1]))
     node = machine(version, {**store.environ, "FLOE_READAHEAD": "0"})
     downloaded = registry.blob_requests()
     before = store.passed()
+    if kind in fleet.INDEXES:
+        fleet.forget_calls(kind)
     begun = time.monotonic()
     node.cri.pull(reference)
     pulled = time.monotonic() - begun
@@ -244,6 +246,10 @@ def test_indexed_image_is_pulled_lazily_and_is_the_same(
     counted = node.worker()
     fetched = store.fetched(counted["store_bytes"], before)
     assert counted["readahead_bytes"] == 0
+    if kind in fleet.INDEXES:
+        calls = fleet.calls(kind)
+        tell(f"{version} {kind} index", f"{calls} commands for {len(image.built.layers)} layers")
+        assert 0 < calls <= INDEX_CALLS * (len(image.built.layers) + 1)
     tell(
         f"{version} {kind}",
         f"{image.content / MIB:.0f} MiB in {image.files} files, indexed in {store.seconds:.1f} s; pulled in {pulled:.2f} s, "

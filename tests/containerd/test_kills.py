@@ -1,7 +1,11 @@
-"""Every daemon killed with -9 and started again while a container reads what is not cached, fetches in flight."""
+"""Every daemon killed with -9 and started again while a container reads what is not cached, fetches in flight.
+
+The store is a bucket, the index Redis: standalone, and a cluster with TLS and users.
+"""
 
 import pytest
-from support.containerd import each_version, versions
+from support import fleet
+from support.containerd import versions
 from support.slow_node import SlowNode
 
 pytestmark = pytest.mark.timeout(110)
@@ -9,22 +13,22 @@ KILLS = 8
 
 
 @pytest.fixture
-def node(tmp_path, request):
-    made = SlowNode(tmp_path, request.param)
+def node(tmp_path, version, index):
+    made = SlowNode(tmp_path, version, environ={"FLOE_INDEX": fleet.index_url(index)})
     yield made
     made.close()
 
 
-def on_each():
-    mark = each_version()
-    return pytest.mark.parametrize("node", mark.args[1], ids=str, indirect=True)
+def on(*pairs):
+    """Versions of containerd and kinds of index."""
+    return pytest.mark.parametrize(("version", "index"), pairs, ids=str)
 
 
-def on_newest():
-    return pytest.mark.parametrize("node", versions()[-1:], ids=str, indirect=True)
+REDIS, CLUSTER = fleet.INDEXES
+NEWEST = versions()[-1:]
 
 
-@on_each()
+@on(*((version, index) for version, index in zip(versions(), (REDIS, CLUSTER), strict=False)))
 def test_containerd_and_snapshotter_are_killed_under_a_reader(node):
     container = node.read()
     worker = node.serving()
@@ -37,7 +41,7 @@ def test_containerd_and_snapshotter_are_killed_under_a_reader(node):
     node.finish(container)
 
 
-@on_newest()
+@on(*((version, index) for version in NEWEST for index in fleet.INDEXES))
 def test_the_worker_is_killed_under_a_reader_and_successors_answer(node):
     container = node.read()
     for _ in range(KILLS):
@@ -49,7 +53,7 @@ def test_the_worker_is_killed_under_a_reader_and_successors_answer(node):
     assert status["errors"] == 0
 
 
-@on_newest()
+@on(*((version, CLUSTER) for version in NEWEST))
 def test_the_keeper_is_killed_under_a_reader(node):
     container = node.read()
     worker = node.serving()

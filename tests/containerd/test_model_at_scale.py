@@ -7,7 +7,7 @@ import subprocess
 from urllib.parse import urlsplit
 
 import pytest
-from support import seaweed
+from support import fleet, seaweed
 from support.containerd import Containerd, each_version, versions
 from support.floe_daemons import Daemons
 from support.floe_node import Node, wait_until
@@ -130,17 +130,17 @@ def test_an_image_layer_with_the_same_file_shares_its_packs(node, model, tmp_pat
     assert {pack.id for pack in manifest.packs} & {pack.id for pack in found[1].packs}
 
 
-def test_mounting_fetches_next_to_nothing_and_safetensors_loads_it(model, tmp_path):
+@pytest.mark.parametrize("index", fleet.INDEXES)
+def test_mounting_fetches_next_to_nothing_and_safetensors_loads_it(index, model, tmp_path):
     server = seaweed.running()
     proxy = SlowProxy(("127.0.0.1", urlsplit(server.endpoint).port))
     node = Node(tmp_path)
-    bucket = server.bucket()
-    node.environ |= {**server.environment(), "FLOE_STORE": server.url(bucket), "FLOE_STORE_TIMEOUT": "30"}
+    node.environ |= {**fleet.environment(index), "FLOE_STORE_TIMEOUT": "30"}
     mountpoint = tmp_path / "mnt"
     try:
         node.floe("model", "push", model.snapshot, "acme/weights")
         # From here on every byte out of the store is counted on its way.
-        node.environ["FLOE_STORE"] = server.url(bucket).replace(
+        node.environ["FLOE_STORE"] = node.environ["FLOE_STORE"].replace(
             f"%3A{urlsplit(server.endpoint).port}", f"%3A{urlsplit('//' + proxy.address).port}"
         )
         before = proxy.passed

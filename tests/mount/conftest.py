@@ -1,6 +1,7 @@
 """Shared by the tests of mounts."""
 
 import pytest
+from support import fleet
 from support.bystander import World
 from support.floe_node import wait_until
 from support.mounts import mount_node
@@ -13,9 +14,17 @@ def node(tmp_path):
         yield made
 
 
+def pytest_generate_tests(metafunc):
+    """Bad input is tried on a folder with SQLite and on a fleet's bucket and indexes; `one_store`: where it makes none."""
+    if "shared_world" in metafunc.fixturenames:
+        kinds = [None] if metafunc.definition.get_closest_marker("one_store") else [None, *fleet.INDEXES]
+        ids = [kind or "local" for kind in kinds]
+        metafunc.parametrize("shared_world", kinds, ids=ids, indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
-def shared_world(tmp_path_factory):
-    made = World(tmp_path_factory.mktemp("world"))
+def shared_world(tmp_path_factory, request):
+    made = World(tmp_path_factory.mktemp("world"), request.param)
     try:
         yield made
         made.floe("umount", made.other)

@@ -82,6 +82,7 @@ def test_a_blob_that_does_not_match_its_digest(world, tmp_path):
     world.fails("image", "index", source, code=1, names=[tmp_path / "image", blob.name], hint="")
 
 
+@pytest.mark.one_store
 def test_no_such_image(world, tmp_path):
     built = images.build_oci(tmp_path / "image", [images.files({"x": "y"})], tag="1")
     with contextlib.closing(BlobHost()) as registry:
@@ -94,6 +95,7 @@ def test_no_such_image(world, tmp_path):
     world.fails("image", "rm", there, code=1, names=[there], hint="floe image ls")
 
 
+@pytest.mark.one_store
 def test_a_registry_that_is_not_there(world):
     world.fails(
         *("image", "index", "--plain-http", "127.0.0.1:1/app:1"), code=1, names=["127.0.0.1:1/app:1"], hint="address"

@@ -1,22 +1,31 @@
 """A machine whose commands must fail, and on which another model is mounted that must not notice."""
 
-import hashlib
 import os
 import re
 import subprocess
 import sys
 
+from support import fleet, seaweed
 from support.floe_node import Node
+from support.heldobjects import BucketObjects, FolderObjects
 
 MIB = 1 << 20
 PIECES = 64
 
 
 class World(Node):
-    """A machine on which a model called `other` is mounted; `fails` runs a command that must not get through."""
+    """A machine on which a model called `other` is mounted; `fails` runs a command that must not get through.
 
-    def __init__(self, home):
+    `index`: one of fleet.INDEXES, and with it a bucket; None: a folder and SQLite. `objects`: what the store holds.
+    """
+
+    def __init__(self, home, index=None):
         super().__init__(home)
+        self.objects = FolderObjects(self.store)
+        if index is not None:
+            bucket = seaweed.running().bucket()
+            self.environ |= fleet.environment(index, bucket)
+            self.objects = BucketObjects(bucket, "fleet")
         self.environ |= {"FLOE_READAHEAD": "0", "FLOE_READ_DEADLINE": "5"}
         self.source, self.other = home / "source", home / "other"
         self.source.mkdir()
@@ -30,15 +39,6 @@ class World(Node):
         piece = next(self._pieces)
         assert (self.other / piece.name).read_bytes() == piece.read_bytes()
 
-    def objects(self):
-        """Every object of the store: what it is, by its key."""
-        found = {}
-        for path in self.store.rglob("*"):
-            key = str(path.relative_to(self.store))
-            if path.is_file() and not key.startswith("."):
-                found[key] = hashlib.md5(path.read_bytes()).hexdigest()
-        return found
-
     def command(self, *argv, environ=None, prefix=()):
         return subprocess.Popen(
             [*prefix, sys.executable, "-m", "floe", *map(str, argv)],
@@ -50,7 +50,7 @@ class World(Node):
 
     def fails(self, *argv, code, names, hint, meanwhile=None, **options):
         """Run a command that fails with `code`; its line names all of `names`, its hint holds `hint`."""
-        before, mounts = self.objects(), self.mounts()
+        before, mounts = self.objects.fingerprints(), self.mounts()
         with self.command(*argv, **options) as process:
             if meanwhile is not None:
                 meanwhile(process)
@@ -64,7 +64,7 @@ class World(Node):
         assert len(more) == 1, err
         assert more[0].startswith("floe: hint: ")
         assert hint in more[0]
-        after = self.objects()
+        after = self.objects.fingerprints()
         assert before.items() <= after.items()
         assert not [key for key in after.keys() - before.keys() if key.startswith("refs/")]
         assert self.mounts() == mounts

@@ -173,7 +173,7 @@ def test_source_and_target_may_differ_in_tls(monkeypatch, flags, plain):
     asked = []
 
     def opener(side):
-        def open_(_text, *, plain_http=False):
+        def open_(_text, *, plain_http=False, registry_config=()):
             asked.append((side, plain_http))
             if side == "target":
                 raise BadInputError("far enough")
