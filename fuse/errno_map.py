@@ -18,6 +18,7 @@ ERRNO: dict[type[errors.FloeError], int] = {
     errors.PreconditionError: errno.EIO,
     errors.BusyError: errno.EBUSY,
     errors.AccessDeniedError: errno.EACCES,
+    errors.CredentialsExpiredError: errno.EACCES,
     errors.UnavailableError: errno.EIO,
     errors.ThrottledError: errno.EIO,
     errors.DeadlineError: errno.ETIMEDOUT,

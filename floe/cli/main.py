@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from floe.cli import completion, image, model, packfs, snapshotter, status, umount, version
+from floe.cli import completion, image, model, packfs, snapshotter, status, store, umount, version
 from floe.cli.exit import USAGE, guard
 from floe.cli.options import Parser, add_commands, add_shared
 
-_NOUNS = (model, umount, image, status, packfs, snapshotter, version, completion)
+_NOUNS = (model, umount, image, store, status, packfs, snapshotter, version, completion)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -102,7 +102,9 @@ def _one_of(*allowed: str) -> Callable[[object], str]:
 class Settings:
     """What every command goes by; paths are absolute, times seconds, `int` sizes bytes."""
 
-    store: str = _setting("file:///var/lib/floe/store", _url, "object store: file:///PATH or s3://BUCKET/PREFIX?...")
+    store: str = _setting(
+        "file:///var/lib/floe/store", _url, "object store: file:///PATH, s3://BUCKET/PREFIX?... or gs://BUCKET/PREFIX"
+    )
     index: str = _setting(
         "sqlite:/var/lib/floe/index.db", _url, "index: redis://..., rediss://..., sqlite:/PATH or none"
     )

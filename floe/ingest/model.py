@@ -49,14 +49,16 @@ def push_model(
     """Store `directory` and let `ref` (NAME:TAG) name it; floe/ingest/directory.py says what is kept of it.
 
     The name is set last: until then, and after any error, it names what it named before. Content that did not change
-    keeps its manifest. BadInputError, NotFoundError, AccessDeniedError, SourceChangedError: the directory;
-    NoSpaceError: `spool_dir`; the store's errors otherwise.
+    keeps its manifest. ConflictError: somebody else moved the name while this push ran; theirs stays. BadInputError,
+    NotFoundError, AccessDeniedError, SourceChangedError: the directory; NoSpaceError: `spool_dir`; the store's errors
+    otherwise.
     """
     if ref.digest is not None:
         raise BadInputError(f"cannot push to {ref}: a digest names what is stored already", hint="give NAME[:TAG]")
     for key, value in (labels or {}).items():
         check_text(value, f"label {key!r}:")
     scan = scan_directory(directory)
+    moved_from = catalog.find_model(ref)
     if progress is not None:
         progress.total(scan.total)
     with Ingest(catalog, spool_dir=spool_dir, frame_size=MODEL_FRAME, workers=workers, progress=progress) as ingest:
@@ -69,7 +71,7 @@ def push_model(
             labels,
             previous=_previous(catalog, ref),
         )
-        previous = catalog.set_model(ref, digest)
+        previous = catalog.move_model(ref, digest, moved_from)
         stats = ingest.stats
     return PushResult(
         ref,

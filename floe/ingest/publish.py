@@ -38,7 +38,7 @@ from floe.ingest.spool import Spool
 from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.erofs import MAX_DEVICES, read_device_table
-from floe.store.errors import BadInputError, CancelledError, UnavailableError
+from floe.store.errors import BadInputError, CancelledError, NotFoundError, UnavailableError
 from floe.store.ids import digest, hexdigest
 from floe.store.index.base import ChunkPlace
 from floe.store.objects.base import ObjectStore
@@ -260,7 +260,8 @@ class Ingest:
 
     def _upload(self, pack: SealedPack) -> None:
         try:
-            self._store.put_file(layout.pack_key(pack.id), pack.path, self._uploaded)
+            if not self._is_stored(pack):
+                self._store.put_file(layout.pack_key(pack.id), pack.path, self._uploaded)
         finally:  # also when it failed, lest somebody wait for this room forever
             pack.path.unlink(missing_ok=True)
             self._spool.give_back(pack.index.content_size)
@@ -269,6 +270,15 @@ class Ingest:
         # Only now may others build upon it.
         self._packs.add(PackEntry(pack.id, pack.index.content_size, pack.index.stored_size, pack.index.frame_size))
         self._catalog.add_pack(pack.id, pack.chunks)
+
+    def _is_stored(self, pack: SealedPack) -> bool:
+        """Whether a push that died before it wrote the index left the pack, which is put whole or not at all."""
+        try:
+            return self._store.head(layout.pack_key(pack.id)).size == pack.index.stored_size
+        except NotFoundError as error:
+            if error.hint:  # the bucket is missing
+                raise
+            return False
 
     def _uploaded(self, _nbytes: int) -> None:
         # Called between the parts of an upload: whoever interrupts a push does not wait for 4 GiB to go out first.

@@ -137,10 +137,34 @@ class Catalog:
         except NotFoundError as error:
             raise _no_model(ref, self.store.url) from error
 
+    def find_model(self, ref: ModelRef) -> str | None:
+        """The digest that a tag names; None when there is no such tag, or store, or its ref is damaged."""
+        try:
+            return self._model_ref(ref).manifest
+        except (NotFoundError, DamagedError):
+            return None
+
     def set_model(self, ref: ModelRef, digest: str) -> str | None:
         """Let a tag name a manifest; returns the digest that it named before. BadInputError without a tag."""
         check_hexdigest(digest, "manifest digest")
         previous, _ = self._set_ref(layout.model_ref_key(ref), digest)
+        return None if previous is None else previous.manifest
+
+    def move_model(self, ref: ModelRef, digest: str, moved_from: str | None) -> str | None:
+        """The same for a push that found the tag at `moved_from` (see `find_model`) when it began.
+
+        ConflictError when the tag names something else by now, neither that nor `digest`; then it stays as it is.
+        """
+        check_hexdigest(digest, "manifest digest")
+
+        def check(known: Ref | None) -> None:
+            if known is not None and known.manifest not in (moved_from, digest):
+                raise ConflictError(
+                    f"{ref} was moved to {known.manifest} by somebody else meanwhile, and stays there",
+                    hint=f"what was pushed is stored, as {ref.name}@{digest}; push again to move {ref} to it",
+                )
+
+        previous, _ = self._set_ref(layout.model_ref_key(ref), digest, check)
         return None if previous is None else previous.manifest
 
     def remove_model(self, ref: ModelRef) -> str:
@@ -341,8 +365,12 @@ class Catalog:
 
     # Shared by the above
 
-    def _set_ref(self, key: str, digest: str) -> tuple[Ref | None, Ref]:
+    def _set_ref(
+        self, key: str, digest: str, check: Callable[[Ref | None], None] | None = None
+    ) -> tuple[Ref | None, Ref]:
         def change(known: Ref | None) -> Ref:
+            if check is not None:
+                check(known)
             return known if known is not None and known.manifest == digest else Ref(digest, _now())
 
         return self._set(key, Ref, change)

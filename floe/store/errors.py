@@ -47,6 +47,12 @@ class AccessDeniedError(FloeError):
     """Wrong, missing or expired credentials, or no permission."""
 
 
+class CredentialsExpiredError(AccessDeniedError):
+    """Credentials that were good are so no more; whoever renews them may do so any moment."""
+
+    retryable = True
+
+
 class UnavailableError(FloeError):
     """A store, registry or daemon cannot be reached, or answered with a passing fault."""
 

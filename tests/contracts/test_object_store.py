@@ -1,4 +1,4 @@
-"""What every object store promises: one suite over memory, file and a real S3 server, bare and with retries."""
+"""What every object store promises: one suite over memory, file, a real S3 server and Google's API, with retries or without."""
 
 import asyncio
 import os
@@ -8,13 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support import seaweed
+from support.fakegcs import FakeGCS
 
 from floe.store.errors import BadInputError, ConflictError, DamagedError, NotFoundError, SourceChangedError
 from floe.store.objects import open_store
 from floe.store.objects.retry import RetryingStore
 
 
-@pytest.fixture(params=["memory", "file", "file-retry", "s3", "s3-retry"])
+@pytest.fixture(scope="module")
+def gcs():
+    with FakeGCS() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "memory-retry", "file", "file-retry", "s3", "s3-retry", "gs", "gs-retry"])
 def store(request, tmp_path, monkeypatch):
     kind, _, retry = request.param.partition("-")
     if kind == "s3":
@@ -22,6 +29,9 @@ def store(request, tmp_path, monkeypatch):
         for name, value in weed.environment().items():
             monkeypatch.setenv(name, value)
         url = weed.url(seaweed.shared_bucket(), f"some/{uuid.uuid4().hex}")
+    elif kind == "gs":
+        server = request.getfixturevalue("gcs")
+        url = server.address(server.bucket(), "some/where")
     else:
         url = {"memory": "memory://", "file": f"file://{tmp_path}/a/store"}[kind]
     opened = open_store(url, retry=bool(retry))
@@ -282,7 +292,16 @@ def test_a_cancelled_read_leaves_the_store_usable(store):
     ("url", "says"),
     [
         ("/var/lib/floe", "scheme"),
-        ("gs://bucket", "unknown kind"),
+        ("ftp://bucket", "unknown kind"),
+        ("gs://", "bucket"),
+        ("gs://UPPER", "bucket"),
+        ("gs://bucket/a/../b", "not valid"),
+        ("gs://bucket?region=a", "region"),
+        ("gs://bucket?endpoint=ftp://x", "ftp"),
+        ("gs://bucket?service_account=key.json", "absolute"),
+        ("gs://bucket?service_account=/no/such/key.json", "cannot read"),
+        ("s3://bucket?ca=relative.pem", "absolute"),
+        ("s3://bucket?ca=/no/such/ca.pem", "cannot read"),
         ("file://relative/path", "file:///"),
         ("file:///a/../b", "file:///"),
         ("file:///a?x=1", "file:///"),

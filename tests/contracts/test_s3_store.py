@@ -23,7 +23,7 @@ def bucket(weed):
 
 @pytest.fixture(autouse=True)
 def credentials(weed, monkeypatch):
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in weed.environment().items():
         monkeypatch.setenv(name, value)

@@ -22,6 +22,7 @@ from support.stores import CountdownFailureStore, RecordingStore, SilentStore, U
 from floe.store.errors import (
     AccessDeniedError,
     ConflictError,
+    CredentialsExpiredError,
     DamagedError,
     NoSpaceError,
     NotFoundError,
@@ -297,17 +298,24 @@ def test_a_folder_where_an_object_should_be(store):
     assert temporaries(store) == []
 
 
-def test_leftovers_of_a_crash_are_invisible_and_swept_when_old(store):
-    for name in ("crashed", "fresh", "living"):
-        (store.root / ".tmp" / name).write_bytes(b"half")
-    old = time.time() - 2 * 3600
+def test_leftovers_of_a_crash_are_invisible_and_swept_at_once(store):
     for name in ("crashed", "living"):
-        os.utime(store.root / ".tmp" / name, (old, old))
+        (store.root / ".tmp" / name).write_bytes(b"half")
     assert [i.key for i in store.list("")] == ["refs/x"]
     with (store.root / ".tmp" / "living").open("rb") as living:
         fcntl.flock(living, fcntl.LOCK_EX)
         FileStore(store.root).close()
-    assert sorted(p.name for p in temporaries(store)) == ["fresh", "living"]
+    assert [p.name for p in temporaries(store)] == ["living"]
+
+
+def test_nothing_is_swept_while_a_writer_may_be_about_to_lock_its_file(store):
+    (store.root / ".tmp" / "new").write_bytes(b"half")
+    with (store.root / ".lock").open("r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        FileStore(store.root).close()
+    assert [p.name for p in temporaries(store)] == ["new"]
+    FileStore(store.root).close()
+    assert temporaries(store) == []
 
 
 def test_a_folder_removed_under_a_writer_is_made_again(store):
@@ -367,10 +375,10 @@ def aws(monkeypatch):
         ("500 Oops\r\n|<Error><Code>InternalError</Code></Error>", UnavailableError, "InternalError"),
         (
             "403 No\r\n|<Error><Code>ExpiredToken</Code><Message>Old.</Message></Error>",
-            AccessDeniedError,
+            CredentialsExpiredError,
             "ExpiredToken: Old",
         ),
-        ("400 Bad\r\n|<Error><Code>ExpiredToken</Code></Error>", AccessDeniedError, "ExpiredToken"),
+        ("400 Bad\r\n|<Error><Code>ExpiredToken</Code></Error>", CredentialsExpiredError, "ExpiredToken"),
         ("404 None\r\n|<Error><Code>NoSuchKey</Code></Error>", NotFoundError, "no object x"),
     ],
 )
@@ -433,7 +441,6 @@ def test_a_server_that_dies_during_an_upload(tmp_path, monkeypatch):
 
 def test_a_sweep_is_logged(store, caplog):
     (store.root / ".tmp" / "crashed").write_bytes(b"half")
-    os.utime(store.root / ".tmp" / "crashed", (1, 1))
     with caplog.at_level(logging.INFO):
         FileStore(store.root).close()
     assert "crashed" in caplog.text

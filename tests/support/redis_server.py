@@ -17,6 +17,7 @@ from pathlib import Path
 
 import redis
 from support import sweep
+from support.certificates import Authority
 from support.ports import is_free
 
 ADMIN_PASSWORD, PASSWORD = "floe-test-admin", "floe test/pass@word"
@@ -252,30 +253,18 @@ class Guarded:
 
 
 class Certificates:
-    """A CA of one's own, and a certificate for `names` signed by it; PEM files in `folder`."""
+    """A CA of one's own, and a certificate for `hosts` signed by it: PEM files."""
 
-    def __init__(self, folder, names="IP:127.0.0.1,DNS:localhost"):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.ca, self.key, self.cert = folder / "ca.pem", folder / "key.pem", folder / "cert.pem"
-        request, ca_key, names_file = folder / "request.pem", folder / "ca-key.pem", folder / "names"
-        names_file.write_text(f"subjectAltName={names}\n")
-        new = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj"]
-        _openssl(*new, "/CN=floe-test-ca", "-x509", "-days", "2", "-keyout", ca_key, "-out", self.ca)
-        _openssl(*new, "/CN=floe-test", "-keyout", self.key, "-out", request)
-        _openssl(
-            "x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", ca_key, "-CAcreateserial",
-            "-days", "2", "-extfile", names_file, "-out", self.cert,
-        )  # fmt: skip
+    def __init__(self, folder, *hosts):
+        authority = Authority(folder)
+        self.ca = authority.ca
+        self.cert, self.key = authority.issue("redis", *(hosts or ("127.0.0.1", "localhost")))
 
     def options(self):
         return [
             "--tls-cert-file", str(self.cert), "--tls-key-file", str(self.key),
             "--tls-ca-cert-file", str(self.ca), "--tls-auth-clients", "no",
         ]  # fmt: skip
-
-
-def _openssl(*words):
-    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True, timeout=60)
 
 
 def _hashed(password):

@@ -179,6 +179,22 @@ def test_a_tag_moves_and_says_what_it_named(catalog):
     assert catalog.resolve_model(ModelRef.parse(f"org/bert@{one}")) == (one, manifest())
 
 
+def test_a_tag_that_somebody_moved_meanwhile_stays(catalog):
+    one, two, three = (catalog.put_manifest(manifest(source=source)) for source in ("here", "there", "away"))
+    assert catalog.find_model(MODEL) is None
+    assert catalog.move_model(MODEL, one, None) is None
+    assert catalog.find_model(MODEL) == one
+    assert catalog.move_model(MODEL, two, one) == one
+    for seen in (one, None):
+        with pytest.raises(ConflictError, match=rf"org/bert:v1 was moved to {two}") as caught:
+            catalog.move_model(MODEL, three, seen)
+        assert f"org/bert@{three}" in caught.value.hint
+    assert catalog.move_model(MODEL, two, one) == two  # theirs is the same
+    catalog.remove_model(MODEL)
+    assert catalog.move_model(MODEL, three, two) is None
+    assert catalog.find_model(MODEL) == three
+
+
 def test_setting_a_ref_again_writes_nothing(catalog, store):
     one = catalog.put_manifest(manifest())
     catalog.set_model(MODEL, one)

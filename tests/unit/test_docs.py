@@ -12,6 +12,7 @@ from support import redis_server
 from floe.cli import packfs_metrics, settings
 from floe.fuse.errno_map import ERRNO
 from floe.snapshotter import daemon, resolver, snapshotter
+from floe.store.objects import check, gcs_address, s3_address
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs/OPERATIONS.md").read_text()
@@ -107,6 +108,12 @@ def test_the_reasons_and_events_are_the_code_s():
     }
     (row,) = (row for row in rows(OPERATIONS, "metric") if code(row[0]) == ["floe_snapshotter_events_total"])
     assert set(code(row[2])) == counted
+
+
+def test_the_options_of_addresses_and_what_is_said_of_conditional_puts_are_the_code_s():
+    assert column(OPERATIONS, "option of s3://") == list(s3_address._KNOWN)
+    assert column(OPERATIONS, "option of gs://") == list(gcs_address._KNOWN)
+    assert column(OPERATIONS, "conditional puts") == [check.HONOURED, check.COMPARED, check.IGNORED]
 
 
 def test_every_line_of_the_containerd_files_is_explained():

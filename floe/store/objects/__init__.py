@@ -1,4 +1,4 @@
-"""Object stores behind one interface: memory (tests), file and S3. `open_store` picks one by its address."""
+"""Object stores behind one interface: memory (tests), file, S3 and Google's. `open_store` picks one by its address."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from floe.store.objects.base import ObjectInfo, ObjectStore
 
 __all__ = ["ObjectInfo", "ObjectStore", "open_store"]
 
-_EXAMPLES = "use file:///abs/path or s3://bucket/prefix?endpoint=URL&region=R&path_style=true"
+_EXAMPLES = "use file:///abs/path, s3://bucket/prefix?endpoint=URL&region=R or gs://bucket/prefix"
 
 
 def open_store(url: str, *, retry: bool = True) -> ObjectStore:
     """The object store at `url`; nothing is read or created yet.
 
-    `file:///abs/path`, `s3://bucket/prefix?endpoint=URL&region=R&path_style=true`, or `memory://` (empty, for tests).
+    `file:///abs/path`, `s3://bucket/prefix?endpoint=URL&region=R&path_style=true&ca=FILE&kms_key=KEY`,
+    `gs://bucket/prefix?service_account=FILE&endpoint=URL&ca=FILE`, or `memory://` (empty, for tests).
     With `retry`, passing faults are tried again for up to a minute. Raises BadInputError for an address of another form.
     """
     scheme, separator, _ = url.partition("://")
@@ -32,6 +33,10 @@ def open_store(url: str, *, retry: bool = True) -> ObjectStore:
         from floe.store.objects.s3 import S3Store  # noqa: PLC0415 - lazy, as said above
 
         store = S3Store(url)
+    elif scheme == "gs":
+        from floe.store.objects.gcs import GCSStore  # noqa: PLC0415 - lazy, as said above
+
+        store = GCSStore(url)
     elif url == "memory://":
         from floe.store.objects.memory import MemoryStore  # noqa: PLC0415 - lazy, as said above
 

@@ -6,7 +6,7 @@ leaves the old object or the new one, and at worst a temporary file that nobody 
 Writers hold a lock on their temporary file, so that a start can tell a leftover from work in progress.
 
 `.lock` orders writers: a conditional put holds it exclusively while it compares and renames, every other
-change holds it shared for its one rename or unlink. Names that begin with a dot are never keys.
+change holds it shared for its one rename or unlink, and for making its temporary file; a sweep holds it exclusively. Names that begin with a dot are never keys.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ _log = logging.getLogger(__name__)
 
 _TMP = ".tmp"
 _LOCK = ".lock"
-_LEFTOVER_AGE = 3600  # seconds without a write before an unlocked temporary file is taken for a leftover
 _COPY_STEP = 16 << 20  # bytes between two reports of progress
 _ASYNC_THREADS = 16
 _NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
@@ -168,21 +167,26 @@ class FileStore:
         """A new, locked file in `.tmp/`, gone afterwards unless it was renamed."""
         folder = self.root / _TMP
         path = folder / uuid.uuid4().hex
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._make_folder(folder)
         try:
-            fd = os.open(path, flags, 0o644)
+            fd = self._create(path)
         except FileNotFoundError:  # somebody removed the whole store after we made it
             self._durable.clear()
             self._make_folder(folder)
-            fd = os.open(path, flags, 0o644)
+            fd = self._create(path)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd, path
         finally:
             with contextlib.suppress(FileNotFoundError):  # it was renamed, as it should be
                 path.unlink()
             os.close(fd)
+
+    def _create(self, path: Path) -> int:
+        """A new file, locked; no sweep comes between the two."""
+        with self._locked(fcntl.LOCK_SH):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        return fd
 
     def _publish(self, fd: int, temporary: Path, target: Path, only: tuple[str | None] | None = None) -> str:
         """Rename into place, durably; with `only`, if the target's version (None: absent) is the one given."""
@@ -229,22 +233,23 @@ class FileStore:
         self._durable.add(folder)
 
     def _sweep(self) -> None:
-        """Remove what crashed writers left: old and not locked."""
+        """Remove what crashed writers left: what is not locked, while nobody can be about to lock it."""
         try:
             with os.scandir(self.root / _TMP) as entries:
-                oldest = time.time() - _LEFTOVER_AGE
-                leftovers = [e.path for e in entries if e.stat(follow_symlinks=False).st_mtime < oldest]
+                found = [entry.path for entry in entries]
+            lock = os.open(self.root / _LOCK, os.O_RDWR | os.O_CLOEXEC) if found else None
         except OSError:  # none, or not ours to clean: reading goes on without
             return
-        for path in leftovers:
-            with contextlib.suppress(OSError):  # a living writer's, another sweeper's, or not ours
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(path)  # noqa: PTH108 - a string from scandir
-                    _log.info("removed %s, left by a writer that crashed", path)
-                finally:
-                    os.close(fd)
+        if lock is None:
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in found:
+                _remove_leftover(path)
+        except BlockingIOError:  # a writer is at it; the next start will see to it
+            return
+        finally:
+            os.close(lock)
 
     def _no_root(self) -> NotFoundError:
         return NotFoundError(
@@ -288,6 +293,17 @@ class FileStore:
             f"cannot use {where}: {os.strerror(code) if code else error}",
             hint="see the disk's health in the kernel's log (dmesg)",
         )
+
+
+def _remove_leftover(path: str) -> None:
+    with contextlib.suppress(OSError):  # a living writer's, another sweeper's, or not ours
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)  # noqa: PTH108 - a string from scandir
+            _log.info("removed %s, left by a writer that crashed", path)
+        finally:
+            os.close(fd)
 
 
 def _version(status: os.stat_result) -> str:

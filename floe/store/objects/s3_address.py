@@ -1,36 +1,48 @@
-"""The address of an S3 store: `s3://bucket/prefix?endpoint=URL&region=R&path_style=true`. Pure but for the environment."""
+"""The address of an S3 store: `s3://bucket/prefix?endpoint=URL&region=R&path_style=true&ca=FILE&kms_key=KEY`.
+
+Pure but for the environment.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlsplit
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from floe.store.errors import BadInputError
+from floe.store.objects.address import check_endpoint, check_file, parse_options
 from floe.store.objects.keys import check_prefix
 
-_EXAMPLE = "use s3://bucket/prefix?endpoint=URL&region=R&path_style=true"
-_KNOWN = ("endpoint", "region", "path_style")
+_EXAMPLE = "use s3://bucket/prefix?endpoint=URL&region=R&path_style=true&ca=FILE&kms_key=KEY"
+_KNOWN = ("endpoint", "region", "path_style", "ca", "kms_key")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _BOOL = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
 class S3Address:
-    """Where a bucket is. `endpoint` None: AWS. `prefix` has no slash at either end."""
+    """Where a bucket is. `endpoint` None: AWS. `prefix` has no slash at either end.
+
+    `ca`: a file of PEM certificates trusted besides the system's. `kms_key`: what the server encrypts new objects with:
+    a KMS key's id, alias or ARN; None leaves that to the bucket.
+    """
 
     bucket: str
     prefix: str
     endpoint: str | None
     region: str | None
     path_style: bool
+    ca: Path | None = None
+    kms_key: str | None = None
 
     @classmethod
     def parse(cls, url: str) -> S3Address:
         """Parse and check; BadInputError names the part that is wrong. An endpoint implies path_style unless it says no.
 
-        Without `endpoint`, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL gives it, as for other AWS tools.
+        Without `endpoint`, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL gives it, without `ca` AWS_CA_BUNDLE does, as for
+        other AWS tools.
         """
         parts = urlsplit(url)
         if parts.username is not None or parts.password is not None:
@@ -41,13 +53,7 @@ class S3Address:
             )
         if _BUCKET.fullmatch(parts.netloc) is None or parts.fragment:
             raise BadInputError(f"store address {url!r} has no valid bucket name", hint=_EXAMPLE)
-        options: dict[str, str] = {}
-        for name, value in parse_qsl(parts.query, keep_blank_values=True):
-            if name not in _KNOWN:
-                raise BadInputError(f"store address has an unknown option {name!r}", hint=_EXAMPLE)
-            if name in options:
-                raise BadInputError(f"store address has the option {name!r} twice", hint=_EXAMPLE)
-            options[name] = value
+        options = parse_options(parts.query, _KNOWN, _EXAMPLE)
         endpoint = (
             options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         )
@@ -59,9 +65,11 @@ class S3Address:
         return cls(
             parts.netloc,
             check_prefix(parts.path.strip("/")),
-            _check_endpoint(endpoint) if endpoint else None,
+            check_endpoint(endpoint, _EXAMPLE) if endpoint else None,
             options.get("region") or None,
             _BOOL[style],
+            check_file("ca", options.get("ca") or os.environ.get("AWS_CA_BUNDLE")),
+            options.get("kms_key") or None,
         )
 
     @property
@@ -71,12 +79,3 @@ class S3Address:
             return self.endpoint
         scheme, _, host = self.endpoint.partition("://")
         return f"{scheme}://{self.bucket}.{host}"
-
-
-def _check_endpoint(endpoint: str) -> str:
-    parts = urlsplit(endpoint)
-    if parts.username is not None or parts.password is not None:
-        raise BadInputError("the store's endpoint must not hold credentials")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise BadInputError(f"endpoint {endpoint!r} is not http://HOST[:PORT] or https://HOST[:PORT]", hint=_EXAMPLE)
-    return endpoint.rstrip("/")

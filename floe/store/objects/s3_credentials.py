@@ -1,59 +1,61 @@
-"""AWS credentials for obstore: the environment's two variables, else boto3's whole chain (profiles, roles, SSO, ...)."""
+"""AWS credentials for obstore and boto3: the environment's variables, else boto3's whole chain (profiles, roles, SSO, ...).
+
+botocore renews what expires before it does, ten to fifteen minutes ahead. What is withdrawn earlier, or rewritten in a
+file, shows when the server refuses it: then `renew` asks the chain anew, and the store tries once more.
+"""
 
 from __future__ import annotations
 
 import os
-import threading
-from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from floe.store.errors import AccessDeniedError
+from floe.store.errors import AccessDeniedError, FloeError, UnavailableError
+from floe.store.objects.credentials import RenewableCredentials, expiry
 
-_TTL = timedelta(minutes=5)  # how long obstore keeps what we return; botocore renews expiring credentials by itself
+_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role or profile"
+# botocore's words for a chain that was reached but could not deliver just now, against those that need a person.
+_PASSING = ("CredentialRetrievalError", "MetadataRetrievalError", "ConnectionError", "HTTPClientError")
+_LOGIN = ("SSOError", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError", "LoginError")
 
 
-class CredentialProvider:
-    """Called by obstore, from its own threads, whenever it needs credentials. `failure`: why there are none, or None."""
+class CredentialProvider(RenewableCredentials):
+    """(access key, secret, session token or None). `where`: the store, for messages."""
 
-    def __init__(self) -> None:
-        self.failure: str | None = None
-        self._lock = threading.Lock()
-        self._chain: Any = None
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self._where = where
 
-    def __call__(self) -> Any:  # obstore's S3Credential, a type that exists only for type checkers
-        """Credentials for the next five minutes, as obstore's S3Credential."""
-        try:
-            found = self._from_environment() or self._from_boto3()
-        except Exception as error:
-            self.failure = str(error)
-            raise
-        self.failure = None
-        return found
+    def form(self, current: Any) -> Any:
+        """See RenewableCredentials.form: obstore's S3Credential."""
+        key, secret, token = current
+        return {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": expiry()}
 
-    def _from_environment(self) -> dict[str, Any] | None:
-        # The first in boto3's chain too; looked at here because importing boto3 takes a quarter of a second.
-        key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-        if not key or not secret:
-            return None
-        return _credential(key, secret, os.environ.get("AWS_SESSION_TOKEN"))
-
-    def _from_boto3(self) -> dict[str, Any]:
+    def session(self) -> Any:
+        """A boto3.Session with the same credentials, for what obstore cannot do."""
+        self.current()  # so that what is missing is said in our words
         with self._lock:
-            if self._chain is None:
-                try:
-                    import boto3  # noqa: PLC0415 - slow, and not needed when the environment has credentials
-                except ImportError:
-                    raise AccessDeniedError("the environment has none, and boto3 is not installed") from None
-                self._chain = boto3.Session().get_credentials()
-            if self._chain is None:
-                raise AccessDeniedError("none in the environment, in ~/.aws, or given to this machine")
-            found = self._chain.get_frozen_credentials()
-        return _credential(found.access_key, found.secret_key, found.token)
+            return self._make_session()
 
+    def _fetch(self) -> tuple[str, str, str | None]:
+        return _from_environment() or _from_chain(self._make_session())
 
-def credential_provider() -> CredentialProvider:
-    """A provider; nothing is looked up before obstore calls it."""
-    return CredentialProvider()
+    def _explain(self, error: Exception) -> FloeError:
+        message = f"no credentials for {self._where}: {' '.join(str(error).split())}"
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names.intersection(_LOGIN):
+            return AccessDeniedError(message, hint="log in again: aws sso login")
+        if names.intersection(_PASSING):
+            return UnavailableError(message, hint="see whether the machine's or container's credential service answers")
+        return AccessDeniedError(message, hint=_HINT)
+
+    def _make_session(self) -> Any:
+        if self._source is None:
+            try:
+                import boto3  # noqa: PLC0415 - slow, and not needed when the environment has credentials
+            except ImportError:
+                raise AccessDeniedError("the environment has none, and boto3 is not installed") from None
+            self._source = boto3.Session()
+        return self._source
 
 
 def default_region() -> str | None:
@@ -69,10 +71,17 @@ def default_region() -> str | None:
     return str(found) if found else None
 
 
-def _credential(key: str, secret: str, token: str | None) -> dict[str, Any]:
-    return {
-        "access_key_id": key,
-        "secret_access_key": secret,
-        "token": token or None,
-        "expires_at": datetime.now(timezone.utc) + _TTL,
-    }
+def _from_environment() -> tuple[str, str, str | None] | None:
+    # The first in boto3's chain too; looked at here because importing boto3 takes a quarter of a second.
+    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if not key or not secret:
+        return None
+    return key, secret, os.environ.get("AWS_SESSION_TOKEN") or None
+
+
+def _from_chain(session: Any) -> tuple[str, str, str | None]:
+    chain = session.get_credentials()  # found once for each session
+    if chain is None:
+        raise AccessDeniedError("none in the environment, in ~/.aws, or given to this machine")
+    found = chain.get_frozen_credentials()  # renewed first where they expire soon
+    return found.access_key, found.secret_key, found.token or None
