@@ -19,10 +19,13 @@ class Authority:
         extensions = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign", "subjectKeyIdentifier=hash")
         self.ca, self._key = self._make("ca", name, extensions)
 
-    def issue(self, name: str, *hosts: str) -> tuple[Path, Path]:
-        """Certificate and key for a server known by `hosts` (names and addresses), or without hosts for a client."""
+    def issue(self, name: str, *hosts: str, peer: bool = False) -> tuple[Path, Path]:
+        """Certificate and key for a server known by `hosts` (names and addresses), or without hosts for a client.
+
+        `peer`: for a server that is also a client of others of its kind.
+        """
         names = ",".join(f"IP:{host}" if host.replace(".", "").isdigit() else f"DNS:{host}" for host in hosts)
-        usage = "serverAuth" if hosts else "clientAuth"
+        usage = "serverAuth,clientAuth" if peer else "serverAuth" if hosts else "clientAuth"
         extensions = ("basicConstraints=CA:FALSE", "authorityKeyIdentifier=keyid", f"extendedKeyUsage={usage}")
         alternatives = (f"subjectAltName={names}",) if hosts else ()
         return self._make(name, name, (*extensions, *alternatives), "-CA", str(self.ca), "-CAkey", str(self._key))

@@ -258,7 +258,7 @@ class Certificates:
     def __init__(self, folder, *hosts):
         authority = Authority(folder)
         self.ca = authority.ca
-        self.cert, self.key = authority.issue("redis", *(hosts or ("127.0.0.1", "localhost")))
+        self.cert, self.key = authority.issue("redis", *(hosts or ("127.0.0.1", "localhost")), peer=True)
 
     def options(self):
         return [

@@ -93,7 +93,8 @@ def _processes(is_dead):
         except OSError:
             continue
         mark = next((v.decode().partition("=")[2] for v in variables if v.startswith(MARK.encode() + b"=")), None)
-        if pid != os.getpid() and mark is not None and is_dead(mark):
+        ours = pid == os.getpid() or any("multiprocessing.resource_tracker" in word for word in words)  # ends with us
+        if not ours and mark is not None and is_dead(mark):
             doomed[pid] = " ".join(words)[:120]
     while more := {
         pid: "a child of those" for pid, parent in parents.items() if parent in doomed and pid not in doomed
