@@ -58,6 +58,9 @@ class Ahead:
             if piece is None or not self._ask(pack_id, table, *piece):
                 break
             stream.ahead = piece[1]
+        passed = stream.passed()
+        if passed is not None:
+            self._writer.let_go(pack_id, *passed)
         marks = list(streams.marks(pack_id))
         if marks:
             self.marks[pack_id] = marks

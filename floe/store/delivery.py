@@ -111,6 +111,9 @@ class Delivery:
             if not self._writer.put(get.pack_id, frame, verified):
                 copy = VerifiedFrame(bytes(verified.content), verified.digest)
                 self._tell(self._receiver.not_stored, get.pack_id, frame, copy)
+        if get.ahead:
+            size = get.table.frame_size
+            self._writer.begin_write_back(get.pack_id, first * size, (first + count) * size)
         return failed
 
     def _give_up(self, get: Get, number: int) -> None:

@@ -23,12 +23,13 @@ _STREAMS, _PACKS = 8, 256  # remembered for a pack; packs remembered
 class Stream:
     """One reader's way through a pack. Offsets and sizes in bytes of content."""
 
-    __slots__ = ("ahead", "end", "reads", "start", "window")
+    __slots__ = ("ahead", "end", "kept", "reads", "start", "window")
 
     def __init__(self, offset: int, length: int) -> None:
         self.start = offset
         self.end = offset + length  # of what was read
         self.ahead = self.end  # of what was read or asked for
+        self.kept = self.end  # from here on nothing was let go
         self.reads = 1
         self.window = _FIRST_WINDOW
 
@@ -64,6 +65,14 @@ class Stream:
         if stop > self.end + min(self.window, limit) or self.ahead >= content_size:
             return None
         return self.ahead, min(stop, content_size)
+
+    def passed(self) -> tuple[int, int] | None:
+        """The range that the reader has left behind since this was last asked; None: not much."""
+        stop = self.end - _REORDERED
+        if not self.established or stop - self.kept < _PIECE_MAX:
+            return None
+        start, self.kept = self.kept, stop
+        return start, stop
 
     def mark(self, limit: int) -> tuple[int, int] | None:
         """Reads that touch this range mean that `next_piece` has something new; None: no such read can come."""

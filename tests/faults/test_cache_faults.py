@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -428,3 +429,39 @@ def test_pins_need_a_pack_and_survive_restarts(cache):
         cache.pin(pack.id, owner)
         cache.pin(pack.id, owner)
     assert NodeCache(cache.root).pins(pack.id) == owners - {".."}
+
+
+def in_memory(writer, pack, number):
+    """Whether a frame of the cache is in the page cache."""
+    size = pack.index.frame_size
+    try:
+        return writer.pack(pack.id).read_into(number * size, memoryview(bytearray(size)), wait=False)
+    except BlockingIOError:
+        return False
+
+
+def test_what_a_stream_has_read_leaves_the_page_cache_and_stays_on_the_disk(stack):
+    # Not on tmpfs, which has no disk behind its pages.
+    folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp"))
+    cache = NodeCache(Path(folder))
+    pack = make_pack(random_content(8 * MIB, 50), FRAME)
+    add(cache, pack)
+    writer = opened(stack, cache)
+    put_all(writer, pack)
+    assert all(in_memory(writer, pack, number) for number in range(64))
+    writer.begin_write_back(pack.id, 0, 4 * MIB)
+
+    def gone():
+        writer.let_go(pack.id, 0, 4 * MIB)
+        return not any(in_memory(writer, pack, number) for number in range(32))
+
+    eventually(gone)
+    assert all(in_memory(writer, pack, number) for number in range(32, 64))
+    assert trusted(writer, pack) == list(range(64))
+    assert in_cache(writer, pack, 5) == pack.content[5 * FRAME : 6 * FRAME]
+
+
+def test_letting_go_of_what_is_not_there_is_no_error(tmp_path, stack):
+    writer = opened(stack, NodeCache(tmp_path / "cache"))
+    writer.begin_write_back("0" * 64, 0, MIB)
+    writer.let_go("0" * 64, 0, MIB)

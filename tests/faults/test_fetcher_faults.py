@@ -1,5 +1,6 @@
 """Reads over stores that fail: every answer is right bytes or an honest error, within memory and time."""
 
+import itertools
 import threading
 import time
 
@@ -297,6 +298,17 @@ def test_reading_ahead_speeds_up_a_slow_store(memory, node):
     assert ahead < plain / 2
     assert store.bytes_read == 32 * MIB  # nothing twice
     assert reader.counters()["readahead_bytes"] > 24 * MIB
+
+
+def test_what_a_sequential_reader_left_behind_is_let_go(memory, node, monkeypatch):
+    passed = []
+    monkeypatch.setattr(CacheWriter, "let_go", lambda _, pack_id, start, stop: passed.append((pack_id, start, stop)))
+    pack = make_pack(random_content(48 * MIB, 11), MIB).publish(memory)
+    sequential(node(memory, pack, readahead=16 * MIB), pack, MIB)
+    assert {pack_id for pack_id, _, _ in passed} == {pack.id}
+    assert all(before[2] == after[1] for before, after in itertools.pairwise(passed))
+    assert passed[0][1] <= 2 * MIB
+    assert passed[-1][2] >= 24 * MIB
 
 
 def test_two_interleaved_readers_are_both_read_ahead_for(memory, node):

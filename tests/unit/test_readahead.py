@@ -1,5 +1,7 @@
 """Which reads are a stream, and how far ahead of it to fetch."""
 
+import itertools
+
 from floe.store.readahead import Streams
 
 MIB = 1 << 20
@@ -96,3 +98,22 @@ def test_a_read_that_touches_a_mark_gets_the_next_piece():
     while offset + MIB <= start:  # answered from the cache, not reported
         offset += MIB
     assert drain(streams.note("p", offset, MIB, waited=False))
+
+
+def test_what_a_stream_left_behind_is_told_once_in_large_pieces():
+    streams, told = Streams(LIMIT), []
+    for number in range(40):
+        passed = streams.note("p", number * MIB, MIB, waited=True).passed()
+        if passed is not None:
+            told.append(passed)
+    # From its second read on, as far as reads out of order may still come.
+    assert told[0][0] == MIB
+    assert all(first[1] == second[0] for first, second in itertools.pairwise(told))
+    assert all(stop - start >= 8 * MIB for start, stop in told)
+    assert told[-1][1] <= 38 * MIB
+    assert len(told) == 4
+
+
+def test_random_reads_leave_nothing_behind():
+    streams = Streams(LIMIT)
+    assert {streams.note("p", n * 64 * MIB, 4096, waited=True).passed() for n in (5, 3, 9, 2, 7)} == {None}

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from floe.store.cache.bitmap import HEADER_BYTES, Bitmap, runs
-from floe.store.cache.durable import punch, sync_folder, write_all
+from floe.store.cache.durable import begin_write_back, punch, sync_folder, write_all
 from floe.store.cache.eviction import EMPTY, EXTENT, EXTENT_SHIFT
 from floe.store.ids import Buffer
 
@@ -167,6 +167,14 @@ class CachedPack:
             return False
         self.recency[offset >> EXTENT_SHIFT] = self._usage.now
         return True
+
+    def begin_write_back(self, start: int, stop: int) -> None:
+        """Have content bytes [start, stop) on their way to the disk, so that `let_go` finds them there."""
+        begin_write_back(self.open().data, start, stop - start)
+
+    def let_go(self, start: int, stop: int) -> None:
+        """Content bytes [start, stop) need not stay in the page cache: their readers have them in their own."""
+        os.posix_fadvise(self.open().data, start, stop - start, os.POSIX_FADV_DONTNEED)
 
     def store(self, frame: int, content: Buffer, boot_id: str) -> bool:
         """Write one frame, then its bit. False when it was there already, be it suspect, so takes no more space."""

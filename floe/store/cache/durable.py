@@ -14,6 +14,7 @@ from pathlib import Path
 from floe.store.ids import Buffer
 
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01  # linux/falloc.h
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 def sync_folder(folder: Path) -> None:
@@ -66,6 +67,7 @@ def write_all(fd: int, data: Buffer, offset: int) -> None:
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
     return libc
 
 
@@ -78,6 +80,11 @@ def punch(fd: int, offset: int, length: int) -> bool:
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
     return True
+
+
+def begin_write_back(fd: int, offset: int, length: int) -> None:
+    """Have what is dirty of [offset, offset + length) written to the disk from now on; no promise, so no error."""
+    _libc().sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
 
 def current_boot_id() -> str:

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from queue import SimpleQueue
 
 from cachetools import LRUCache
@@ -172,6 +173,23 @@ class CacheWriter:
             return True
         self._count("bypassed_frames")
         return False
+
+    def begin_write_back(self, pack_id: str, start: int, stop: int) -> None:
+        """Frames in content bytes [start, stop) were stored and are read once, soon: see `let_go`."""
+        pack = self.packs.get(pack_id)
+        if pack is not None:
+            with suppress(OSError):
+                pack.begin_write_back(start, stop)
+
+    def let_go(self, pack_id: str, start: int, stop: int) -> None:
+        """Content bytes [start, stop) were read by a stream: the page cache may use their memory for others.
+
+        What is on its way to the disk stays until it is there.
+        """
+        pack = self.packs.get(pack_id)
+        if pack is not None:
+            with suppress(OSError):
+                pack.let_go(start, stop)
 
     def _failed(self, pack_id: str, error: OSError | FloeError) -> None:
         self._count("write_errors")
