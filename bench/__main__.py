@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,6 +28,7 @@ JUICE, GETS = "juicefs", "ranged GETs"
 def main() -> int:
     """Make the data, mount every subject, measure, print."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is mounted is unmounted then, too
     work = Path(tempfile.mkdtemp(prefix="floe-bench-", dir=options.dir))
     try:
         results = _measure(work, options)
