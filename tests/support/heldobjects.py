@@ -2,8 +2,6 @@
 
 import hashlib
 
-import boto3
-from botocore.config import Config
 from support import seaweed
 
 
@@ -33,16 +31,8 @@ class BucketObjects:
     """Below `prefix` of a bucket of the shared SeaweedFS."""
 
     def __init__(self, bucket, prefix):
-        server = seaweed.running()
         self._bucket, self._prefix = bucket, f"{prefix}/"
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=server.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=seaweed.ACCESS_KEY,
-            aws_secret_access_key=seaweed.SECRET_KEY,
-            config=Config(s3={"addressing_style": "path"}),
-        )
+        self._client = seaweed.running().client()
 
     def fingerprints(self):
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)

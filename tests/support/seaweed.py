@@ -63,10 +63,9 @@ class Seaweed:
         path = f"{bucket}/{prefix}" if prefix else bucket
         return f"s3://{path}?endpoint={quote(self.endpoint, safe='')}&region=us-east-1&path_style=true"
 
-    def bucket(self, name=None):
-        """A new, empty bucket; returns its name."""
-        name = name or f"floe-{uuid.uuid4().hex[:12]}"
-        client = boto3.client(
+    def client(self):
+        """boto3's view of the server, as its administrator."""
+        return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
@@ -74,7 +73,11 @@ class Seaweed:
             aws_secret_access_key=SECRET_KEY,
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3}),
         )
-        with contextlib.closing(client):
+
+    def bucket(self, name=None):
+        """A new, empty bucket; returns its name."""
+        name = name or f"floe-{uuid.uuid4().hex[:12]}"
+        with contextlib.closing(self.client()) as client:
             client.create_bucket(Bucket=name)
         return name
 
