@@ -140,14 +140,16 @@ def test_who_may_not_ask_what_is_there_sends_all(place, source, denied):
 
 def test_an_upload_dropped_by_somebody_else_is_begun_anew(place, source):
     dropped = threading.Event()
+    one_at_a_time = threading.Lock()  # parts arrive at once: the second to abort would fail, and its connection with it
 
     def drop(action, _):
-        if action in ("s3:PutObject", "storage.multipartUploads.create") and not dropped.is_set():
-            found = place.uploads.find("packs/aa/x")
-            if found:
+        if action not in ("s3:PutObject", "storage.multipartUploads.create"):
+            return
+        with one_at_a_time:
+            found = [] if dropped.is_set() else place.uploads.find("packs/aa/x")
+            for known in found:
+                place.uploads.abort(known.key, known.id)
                 dropped.set()
-                for known in found:
-                    place.uploads.abort(known.key, known.id)
 
     place.server.before = drop
     with pytest.raises(UnavailableError, match="by somebody else"):
