@@ -8,7 +8,8 @@ list operations that this rests on are atomic in CPython; no lock is held over a
 One thread at a time waits for requests: the leader. Waking a sleeping thread costs more than answering a small read, on
 virtual machines most of all, so after an answer the leader asks on for some 50 microseconds before it sleeps, and stays
 leader while it serves small reads from memory: 20,000 small files take 0.6 of the time. For anything that takes
-longer it lets another thread lead first.
+longer it lets another thread lead first. While many small reads come in a row it also keeps the reader's processor from
+halting (docs/adr/0007): a reader is woken for every answer.
 
 A reply is written in one writev from memory that is present and locked. The kernel copies it with the
 pages pinned, so that a kill in the middle leaves either an answered request or one that still lies in its slot.
@@ -26,6 +27,7 @@ from collections.abc import Callable, Sequence
 
 from floe.fuse import protocol as p
 from floe.fuse.errno_map import errno_of
+from floe.fuse.idle import IdleProcessors
 from floe.fuse.known import KnownPacks, NodeCollisionError
 from floe.fuse.reader import Done, Reader, Ticket
 from floe.fuse.slots import Slots
@@ -38,6 +40,7 @@ _GONE = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN)
 _PASSING = (errno.ENOENT, errno.EINTR, errno.EAGAIN)  # the request went away while it was read
 _SMALL_READ = 64 << 10  # bytes; a longer copy is worth waking another thread for
 _SPIN = 50_000  # nanoseconds the leader asks for the next request before it sleeps
+_BURST = 32  # small reads without a pause of _SPIN from which on processors are kept awake
 _EINTR_RETRY = 0.001  # seconds before an INTERRUPT for an unknown request is handed back to the kernel
 
 
@@ -77,9 +80,14 @@ class _Read:
 
 
 class Session:
-    """Serves one mounted connection from `fuse_fd` with `reader` until it is gone or `stop` is called."""
+    """Serves one mounted connection from `fuse_fd` with `reader` until it is gone or `stop` is called.
 
-    def __init__(self, fuse_fd: int, slots: Slots, known: KnownPacks, reader: Reader) -> None:
+    `idle`: spend processor time on the latency of small reads, as said above, and keep these awake; None: sleep at once.
+    """
+
+    def __init__(
+        self, fuse_fd: int, slots: Slots, known: KnownPacks, reader: Reader, *, idle: IdleProcessors | None = None
+    ) -> None:
         self._fd = fuse_fd
         self._slots = slots
         self._known = known
@@ -88,6 +96,7 @@ class Session:
         self._stopping = False
         self._silent = False
         self._leading = threading.Lock()
+        self._idle = idle
         # The leader sleeps in poll, so that it can also look without sleeping.
         os.set_blocking(fuse_fd, False)
         self.on_gone: Callable[[], object] = lambda: None  # the connection was unmounted or aborted
@@ -123,13 +132,14 @@ class Session:
             lead.give_up()
 
     def _serve(self, lead: _Lead) -> None:
-        fd, slots, clock = self._fd, self._slots, time.perf_counter_ns
+        fd, slots, clock, idle = self._fd, self._slots, time.perf_counter_ns, self._idle
         buffer = memoryview(bytearray(p.OUT_BYTES + p.MAX_READ))
         poller = select.poll()
         poller.register(fd, select.POLLIN)
         slot = -1
         view = buffer
         spin_until = 0
+        burst = 0  # small reads since the last pause
         while not self._stopping:
             lead.take()
             if slot < 0:
@@ -139,11 +149,16 @@ class Session:
                     time.sleep(0.005)  # 8192 unanswered requests: the kernel's queue holds the rest
                     continue
                 view = slots.view(slot)
+            if not poller.poll(0):  # cheaper than the exception of a readv that finds nothing
+                if clock() > spin_until:
+                    burst = 0
+                    if idle is not None and idle.awake:
+                        idle.let_halt()
+                    poller.poll()
+                continue
             try:
                 os.readv(fd, [view])
             except BlockingIOError:
-                if clock() > spin_until:
-                    poller.poll()
                 continue
             except OSError as error:
                 if error.errno in _PASSING:
@@ -158,7 +173,11 @@ class Session:
                 slots.clear(slot)
             else:
                 slot = -1
-            spin_until = clock() + _SPIN
+            if idle is not None:
+                spin_until = clock() + _SPIN
+                burst = burst + 1 if lead.held else 0
+                if burst == _BURST:
+                    idle.keep_awake()
 
     def stop(self, drain: float) -> None:
         """Take no more requests and wait up to `drain` seconds for reads under way.

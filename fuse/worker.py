@@ -19,6 +19,7 @@ from typing import Any
 
 from floe.fuse import descriptors, protocol
 from floe.fuse.control import ControlServer
+from floe.fuse.idle import IdleProcessors
 from floe.fuse.known import KnownPacks
 from floe.fuse.reader import Reader
 from floe.fuse.session import Session
@@ -35,7 +36,7 @@ _SWITCH_INTERVAL = 0.001  # seconds; a request must not wait 5 ms for a thread t
 class Worker:
     """One worker's parts, and what it says of itself."""
 
-    def __init__(self, run_dir: Path, reader: Reader, fuse_fd: int, slots_fd: int) -> None:
+    def __init__(self, run_dir: Path, reader: Reader, fuse_fd: int, slots_fd: int, *, busy_poll: bool) -> None:
         """Claim the slots; BusyError while another worker serves."""
         self._reader = reader
         self._started = time.monotonic()
@@ -43,7 +44,8 @@ class Worker:
         self._known = KnownPacks(run_dir)
         device = descriptors.mounted_device(run_dir)
         self._connection = descriptors.connection_dir(device) if device else None
-        self.session = Session(fuse_fd, self._slots, self._known, reader)
+        idle = IdleProcessors() if busy_poll else None
+        self.session = Session(fuse_fd, self._slots, self._known, reader, idle=idle)
 
     def _check_limits(self) -> None:
         """See that the kernel took max_background: it may cap what INIT asked for."""
@@ -134,10 +136,10 @@ class Worker:
         self._check_limits()
 
 
-def run_worker(run_dir: Path, reader: Reader, *, threads: int = 4) -> int:
+def run_worker(run_dir: Path, reader: Reader, *, threads: int = 4, busy_poll: bool = True) -> int:
     """Serve the mount whose descriptors the keeper passed, until SIGTERM (0) or its end (EXIT_GONE).
 
-    The caller closes `reader` afterwards; reads that this ends are not answered but left to the next worker.
+    `busy_poll`: see session.py. The caller closes `reader` afterwards; reads that this ends are not answered but left to the next worker.
     Called in the main thread. Errors in starting are logged and give an exit code too.
     """
     try:
@@ -157,7 +159,7 @@ def run_worker(run_dir: Path, reader: Reader, *, threads: int = 4) -> int:
         process.refuse_own_mount(run_dir)
         for problem in process.harden():
             _log.debug("%s", problem)
-        worker = Worker(run_dir, reader, fuse_fd, slots_fd)
+        worker = Worker(run_dir, reader, fuse_fd, slots_fd, busy_poll=busy_poll)
     except BusyError as error:
         _log.error("%s", error)
         return descriptors.EXIT_BUSY

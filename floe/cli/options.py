@@ -22,7 +22,7 @@ SHARED = (
 )
 PUSHING = ("spool_dir", "workers")
 MOUNTING = ("mounter", "loop")
-READING = ("readahead", "read_deadline", "fetch_memory")
+READING = ("readahead", "read_deadline", "fetch_memory", "busy_poll")
 
 
 class Parser(argparse.ArgumentParser):

@@ -41,7 +41,7 @@ def run_worker(settings: Settings) -> int:
         metrics = _serve_metrics(settings)
         if metrics is not None:
             stack.callback(metrics.close)
-        return worker.run_worker(settings.run_dir, reader)
+        return worker.run_worker(settings.run_dir, reader, busy_poll=settings.busy_poll == "on")
 
 
 def _serve_metrics(settings: Settings) -> MetricsServer | None:

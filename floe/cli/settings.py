@@ -119,6 +119,9 @@ class Settings:
     readahead: int = _setting(64 << 20, _bytes, "bytes fetched ahead of a sequential reader, 0 for none (64MiB)")
     read_deadline: float = _setting(300.0, _seconds, "seconds a read waits for the store before it fails (300)")
     fetch_memory: int = _setting(128 << 20, _bytes, "bytes of memory for data on its way (128MiB)")
+    busy_poll: str = _setting(
+        "on", _one_of("on", "off"), "processor time spent on small reads' latency: on or off (on)"
+    )
     address: Path | None = _setting(None, _optional_path, "the snapshotter's socket (RUN_DIR/snapshotter.sock)")
     registry_config: tuple[Path, ...] = _setting(
         (Path("/etc/containerd/certs.d"), Path("/etc/docker/certs.d")),

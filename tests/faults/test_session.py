@@ -4,11 +4,13 @@ import os
 import socket
 import struct
 import threading
+import time
 
 import pytest
 
 from floe.fuse import protocol as p
 from floe.fuse import slots
+from floe.fuse.idle import IdleProcessors
 from floe.fuse.known import KnownPacks
 from floe.fuse.session import Session
 
@@ -19,22 +21,36 @@ class Reader:
     def lookup(self, pack_id):
         return 8192 if pack_id == PACK else None
 
+    def read_cached_into(self, pack_id, offset, buffer, *, wait=True):
+        buffer[:] = b"x" * len(buffer)
+        return True
+
 
 @pytest.fixture
-def kernel(tmp_path):
+def latency(tmp_path):
+    """Stands for the kernel's device; what was written to it, in microseconds."""
+    device = tmp_path / "cpu_dma_latency"
+    device.touch()
+    return device
+
+
+@pytest.fixture
+def kernel(tmp_path, latency):
     """Sends requests to a session and receives its replies, one datagram each."""
     memfd = slots.create((0, 77))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(10)
     mine = slots.Slots(memfd)
     known = KnownPacks(tmp_path)
-    session = Session(theirs.fileno(), mine, known, Reader())
+    idle = IdleProcessors(latency)
+    session = Session(theirs.fileno(), mine, known, Reader(), idle=idle)
     thread = threading.Thread(target=session.serve)
     thread.start()
     yield Kernel(ours)
     session.stop(0)
     ours.send(bytes(p.IN_BYTES))  # wakes the thread
     thread.join(10)
+    idle.close()
     ours.close()
     theirs.close()
     known.close()
@@ -71,3 +87,28 @@ def test_forget_is_ignored_and_never_answered(kernel):
     # The next reply is this request's: there was none before it. And the node is what it was.
     assert kernel.ask(p.GETATTR, node) == before
     assert kernel.ask(p.OPEN, node)[0] == 0
+
+
+def asked(device):
+    return [value for (value,) in struct.iter_unpack("=i", device.read_bytes())]
+
+
+def waits_for(device, expected):
+    deadline = time.monotonic() + 10
+    while asked(device) != expected:
+        assert time.monotonic() < deadline, asked(device)
+        time.sleep(0.001)
+
+
+def test_processors_stay_awake_for_a_burst_of_small_reads_and_no_longer(kernel, latency):
+    kernel.ask(p.LOOKUP, p.ROOT_NODE, PACK.encode() + b"\0")
+    node, read = p.node_id(PACK), p.READ_IN.pack(0, 0, 64, 0, 0, 0, 0)
+    for _ in range(8):  # each after a pause
+        kernel.ask(p.READ, node, read)
+        time.sleep(0.002)
+    assert asked(latency) == []
+    for _ in range(64):  # all there at once, so that a slow machine makes no pause between them
+        kernel.send(p.READ, node, read)
+    for _ in range(64):
+        kernel.sock.recv(1 << 16)
+    waits_for(latency, [0, 2_000_000_000])
