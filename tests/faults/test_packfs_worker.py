@@ -26,7 +26,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setattr(
             packfs_worker, "open_store", lambda _, *, retry=True: RetryingStore(down) if retry else down
         )
-        monkeypatch.setattr(packfs_worker.worker, "run_worker", lambda _, reader: serve(reader) or 0)
+        monkeypatch.setattr(packfs_worker.worker, "run_worker", lambda _, reader, **_kept: serve(reader) or 0)
         assert packfs_worker.run_worker(settings) == 0
 
     return run
