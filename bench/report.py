@@ -1,5 +1,6 @@
 """Medians and ratios of one run, for people and as JSON."""
 
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,32 +18,35 @@ class Results:
     discarded: dict[str, int] = field(default_factory=dict)
     unsteady: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    bases: dict[str, str] = field(default_factory=dict)  # by workload: what speeds are relative to, where not BASE
 
-    def measure(self, workload: str, rounds: int, run: Callable[[], dict[str, float]]) -> None:
+    def measure(self, workload: str, rounds: int, run: Callable[[], dict[str, float]], base: str = BASE) -> None:
         """Run rounds until `rounds` of them lie within MAX_SPREAD of the base's median, three times as many at most.
 
         When not one of them is that steady, all are kept and the table says that the machine was not.
         """
+        self.bases[workload] = base
         seen: list[dict[str, float]] = []
         kept: list[dict[str, float]] = []
         while len(kept) < rounds and len(seen) < 3 * rounds:
             seen.append(run())
-            middle = statistics.median(r[BASE] for r in seen)
-            kept = [r for r in seen if abs(r[BASE] - middle) <= MAX_SPREAD * middle]
+            middle = statistics.median(r[base] for r in seen)
+            kept = [r for r in seen if abs(r[base] - middle) <= MAX_SPREAD * middle]
         if not kept:
             kept, self.unsteady = seen, [*self.unsteady, workload]
         self.discarded[workload] = len(seen) - len(kept)
         self.seconds[workload] = {name: [r[name] for r in kept] for name in kept[0]}
 
     def as_json(self) -> dict[str, Any]:
-        """Medians, speed relative to native EROFS and to ext4 (above 1: faster), and every measured second."""
+        """Medians, speed relative to the workload's base and to ext4 (above 1: faster), and every measured second."""
         table = {}
         for workload, subjects in self.seconds.items():
+            base = self.bases.get(workload, BASE)
             medians = {name: statistics.median(values) for name, values in subjects.items()}
             table[workload] = {
                 name: {
                     "median_seconds": median,
-                    "speed_to_native_erofs": medians[BASE] / median,
+                    _speed_to(base): medians[base] / median,
                     **({"speed_to_ext4": medians["ext4"] / median} if "ext4" in medians else {}),
                     "seconds": subjects[name],
                 }
@@ -62,12 +66,18 @@ class Results:
             discarded = self.discarded[workload]
             kept = len(next(iter(self.seconds[workload].values())))
             noise = "NO STEADY ROUND" if workload in self.unsteady else f"{discarded} discarded for noise"
+            base = self.bases.get(workload, BASE)
             lines.append(f"{workload}  ({kept} rounds kept, {noise})")
             for name, row in subjects.items():
                 lines.append(
                     f"  {name:<16} {row['median_seconds']:8.3f} s"
-                    f"   {row['speed_to_native_erofs']:5.2f} x native EROFS"
+                    f"   {row[_speed_to(base)]:5.2f} x {base}"
                     + (f"   {row['speed_to_ext4']:5.2f} x ext4" if "speed_to_ext4" in row else "")
                 )
         lines += [f"{key}: {value}" for key, value in self.facts.items()]
         return "\n".join(lines)
+
+
+def _speed_to(base: str) -> str:
+    """The key of speeds relative to `base`: speed_to_native_erofs."""
+    return "speed_to_" + "_".join(re.findall(r"\w+", base))
