@@ -137,7 +137,9 @@ class _Writing:
         _say(f"{title}: {', '.join(runs)}")
         for work in runs.values():  # what they read is in the page cache then, for all alike
             work()
-        self._results.measure(title, self._options.rounds, lambda: {name: _quiet(work) for name, work in runs.items()}, base)
+        self._results.measure(
+            title, self._options.rounds, lambda: {name: _quiet(work) for name, work in runs.items()}, base
+        )
 
     def _floe(self, *arguments: str | Path) -> dict[str, Callable[[], float]]:
         return {

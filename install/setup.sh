@@ -30,7 +30,7 @@ update_once() {
 # Packages without a service: tools and libraries only.
 packages=(ca-certificates skopeo python3-venv busybox-static erofs-utils libseccomp2 xz-utils)
 if [ "$profile" != demo ]; then
-  packages+=(git make umoci fio strace attr acl libcap2-bin iproute2 openssl)
+  packages+=(git make umoci fio strace attr acl libcap2-bin iproute2 openssl zstd)
   # The portable mount: pyfuse3 is built here, fusermount3 mounts for a user who is not root.
   packages+=(fuse3 libfuse3-dev pkg-config gcc python3-dev)
   # The server itself is in Debian's redis-tools, as redis-check-rdb; the package redis-server would only add the service.

@@ -44,8 +44,12 @@ def is_zeros(data: bytes) -> bool:
 def piece_lengths(size: int) -> Iterator[int]:
     """Bytes of each piece of a file of `size` bytes."""
     grid = 1 << chunk_bits(size)
-    for offset in range(0, size, grid):
-        yield min(grid, size - offset)
+    left = size
+    while left > grid:
+        yield grid
+        left -= grid
+    if left:
+        yield left
 
 
 def stream_pieces(readable: Readable, size: int, short: Callable[[int], FloeError]) -> Iterator[bytes | None]:
@@ -61,7 +65,7 @@ def stream_pieces(readable: Readable, size: int, short: Callable[[int], FloeErro
 
 def _read_exactly(readable: Readable, length: int) -> bytes:
     data = readable.read(length)
-    if len(data) in (0, length):
+    if len(data) == length or not data:
         return data
     parts, got = [data], len(data)
     while got < length and (data := readable.read(length - got)):

@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from floe.store.copyrange import copy_range
 from floe.store.errors import FloeError, NoSpaceError, UnavailableError
-from floe.store.frames import encode_frame
+from floe.store.frames import encode_frames
 from floe.store.ids import Buffer, digest
 from floe.store.nodes import CHUNK, Chunk, blocks
 from floe.store.packindex import (
     BLOCK,
     MAX_CONTENT,
+    MAX_FRAME,
     ChunkEntry,
     FrameEntry,
     PackIndex,
@@ -33,6 +35,7 @@ from floe.store.packindex import (
     encode_chunk_table,
 )
 
+_TASK = MAX_FRAME  # bytes of content that are encoded at a time: of every frame size a multiple
 _PENDING = 8 << 20  # bytes of content of a section that wait to be encoded or written
 _JOIN = 16 << 20  # bytes moved at a time when sections are joined
 
@@ -60,7 +63,10 @@ def spool_failure(error: OSError, spool: Path) -> FloeError:
 
 
 class _Section:
-    """Content appended block-aligned, cut into frames, encoded in the pool, written to a spool file in order."""
+    """Content appended block-aligned, cut into frames, encoded in the pool, written to a spool file in order.
+
+    A task of the pool encodes the frames of `_TASK` bytes: for one frame of 128 KiB each, its threads would spend more time waiting for Python's lock.
+    """
 
     def __init__(self, path: Path, frame_size: int, pool: Executor) -> None:
         self.path = path
@@ -70,51 +76,58 @@ class _Section:
         self._frame_size = frame_size
         self._pool = pool
         self._file: IO[bytes] | None = None
-        self._partial = bytearray()
-        self._waiting: deque[tuple[int, Future[tuple[Buffer, FrameEntry]]]] = deque()
+        self._task = bytearray(_TASK)  # zeros, so that padding is there already
+        self._filled = 0
+        self._waiting: deque[tuple[int, Future[list[tuple[Buffer, FrameEntry]]]]] = deque()
         self._waiting_bytes = 0
 
     def add(self, chunk: Chunk, data: bytes) -> None:
         chunk.block = self.size // BLOCK
         self.chunks.append(chunk)
-        size = self._frame_size
-        view = memoryview(data)
-        if not self._partial:
-            whole = len(view) // size * size
-            for start in range(0, whole, size):
-                self._submit(view[start : start + size])
-            view = view[whole:]
-        self._partial += view
-        self._partial += bytes(-len(data) % BLOCK)
         self.size += blocks(len(data)) * BLOCK
-        if len(self._partial) >= size:
-            content = bytes(self._partial)
-            whole = len(content) // size * size
-            self._partial = bytearray(content[whole:])
-            for start in range(0, whole, size):
-                self._submit(memoryview(content)[start : start + size])
+        rest = memoryview(data)
+        while len(rest) >= _TASK - self._filled:
+            size = _TASK - self._filled
+            if self._filled:
+                self._task[self._filled :] = rest[:size]
+                self._filled = _TASK
+                self._next_task()
+            else:  # nothing to put together
+                self._submit(rest[:size])
+            rest = rest[size:]
+        end = self._filled + len(rest)
+        self._task[self._filled : end] = rest
+        self._filled = end + -end % BLOCK
+        if self._filled == _TASK:
+            self._next_task()
 
-    def _submit(self, content: Buffer) -> None:
-        self._waiting.append((len(content), self._pool.submit(encode_frame, content)))
+    def _next_task(self) -> None:
+        content, self._task = memoryview(self._task)[: self._filled], bytearray(_TASK)
+        self._filled = 0
+        self._submit(content)
+
+    def _submit(self, content: memoryview) -> None:
+        size = self._frame_size
+        frames = [content[start : start + size] for start in range(0, len(content), size)]
+        self._waiting.append((len(content), self._pool.submit(encode_frames, frames)))
         self._waiting_bytes += len(content)
         while self._waiting_bytes > _PENDING:
             self._write_oldest()
 
     def _write_oldest(self) -> None:
         length, future = self._waiting.popleft()
-        stored, entry = future.result()
+        encoded = future.result()
         self._waiting_bytes -= length
         if self._file is None:
             self._file = self.path.open("xb")
-        self._file.write(stored)
-        self.frames.append(entry)
+        for stored, entry in encoded:
+            self._file.write(stored)
+            self.frames.append(entry)
 
     def finish(self) -> None:
         """All content is in the file afterwards; an empty section has none."""
-        if self._partial:
-            content = bytes(self._partial)
-            self._partial = bytearray()
-            self._submit(content)
+        if self._filled:
+            self._next_task()
         while self._waiting:
             self._write_oldest()
         self.discard()
@@ -239,14 +252,21 @@ def _join(full: _Section, small: _Section) -> Path:
     if not full.size:
         return small.path
     if small.size:
-        with full.path.open("r+b") as out, small.path.open("r+b") as more:
+        with full.path.open("r+b", buffering=0) as out, small.path.open("r+b", buffering=0) as more:
             start, left = full.path.stat().st_size, small.path.stat().st_size
             while left:
                 size = min(left, _JOIN)
                 left -= size
-                more.seek(left)
-                out.seek(start + left)
-                out.write(more.read(size))
+                _copy(more.fileno(), left, out.fileno(), start + left, size)
                 more.truncate(left)
         small.path.unlink()
     return full.path
+
+
+def _copy(source: int, at: int, target: int, to: int, size: int) -> None:
+    """Copy `size` bytes that are there."""
+    while size:
+        done = copy_range(source, at, target, to, size)
+        if not done:
+            raise OSError(errno.EIO, "a file of the spool became shorter")
+        at, to, size = at + done, to + done, size - done

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -26,6 +26,7 @@ from floe.ingest.chunker import (
     file_pieces,
     identity,
     open_file,
+    piece_lengths,
     shown,
     stream_pieces,
 )
@@ -42,7 +43,7 @@ from floe.store.errors import BadInputError, CancelledError, NotFoundError, Unav
 from floe.store.ids import digest, hexdigest
 from floe.store.index.base import ChunkPlace
 from floe.store.objects.base import ObjectStore
-from floe.store.packindex import MAX_CONTENT
+from floe.store.packindex import BLOCK, MAX_CONTENT
 from floe.store.records import Manifest, PackEntry, TreeEntry
 from floe.store.treeobject import decode_tree, encode_tree
 
@@ -129,7 +130,7 @@ class Ingest:
         self._chunks: dict[tuple[bytes, int], Chunk] = {}
         self._twins: list[tuple[Chunk, Chunk]] = []
         self._borrowed: list[tuple[Chunk, Chunk, Claimant]] = []  # mine, theirs, who stores it
-        self._own: set[str] = set()
+        self._own: dict[str, int] = {}  # packs of this ingest, and their blocks of content
 
     def __enter__(self) -> Ingest:
         return self
@@ -163,8 +164,7 @@ class Ingest:
         def short(missing: int) -> BadInputError:
             return BadInputError(f"{name} ends {missing} bytes early")
 
-        chunks = [self._add_piece(data) for data in self._counted(stream_pieces(readable, size, short), size)]
-        return FileContent(size, chunk_bits(size), tuple(chunks))
+        return self._content(stream_pieces(readable, size, short), size)
 
     def add_file(self, path: str | bytes | Path, expected: Identity | None = None) -> FileContent:
         """A regular file's content. A symlink is not followed.
@@ -180,33 +180,28 @@ class Ingest:
                 raise changed(raw)
             size = before.st_size
             check_size(size, shown(raw))
-            pieces = self._counted(file_pieces(descriptor, size, raw), size)
-            chunks = [self._add_piece(data) for data in pieces]
+            content = self._content(file_pieces(descriptor, size, raw), size)
             if identity(before) != identity(os.fstat(descriptor)):
                 raise changed(raw)
         finally:
             os.close(descriptor)
-        return FileContent(size, chunk_bits(size), tuple(chunks))
+        return content
 
-    def _counted(self, pieces: Iterator[bytes | None], size: int) -> Iterator[bytes | None]:
-        grid, left = 1 << chunk_bits(size), size
-        for data in pieces:
-            length = min(grid, left)
-            left -= length
-            self.stats.content_bytes += length
-            if data is None:
-                self.stats.hole_bytes += length
-            if self._progress is not None:
-                self._progress.advance(length)
-            yield data
+    def _content(self, pieces: Iterator[bytes | None], size: int) -> FileContent:
+        # The pieces come first in `map`, so that they are read to their end, where what they are of is checked.
+        return FileContent(size, chunk_bits(size), tuple(map(self._add_piece, pieces, piece_lengths(size))))
 
-    def _add_piece(self, data: bytes | None) -> Chunk | None:
+    def _add_piece(self, data: bytes | None, length: int) -> Chunk | None:
+        self.stats.content_bytes += length
+        if self._progress is not None:
+            self._progress.advance(length)
         if data is None:
+            self.stats.hole_bytes += length
             return None
-        small = len(data) <= _INLINE
-        chunk = Chunk(digest(data) if small else b"", len(data))
+        small = length <= _INLINE
+        chunk = Chunk(digest(data) if small else b"", length)
         self._batch.append(_Piece(chunk, data, None if small else self._pool.submit(digest, data)))
-        self._batch_bytes += len(data)
+        self._batch_bytes += length
         if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_COUNT:
             self._settle()
         return chunk
@@ -251,7 +246,7 @@ class Ingest:
     # Packs out
 
     def _upload_later(self, pack: SealedPack) -> None:
-        self._own.add(pack.id)
+        self._own[pack.id] = pack.index.content_size // BLOCK
         self.stats.new_packs += 1
         self.stats.new_bytes += pack.index.stored_size
         while len(self._uploads) >= _UPLOADS:
@@ -293,10 +288,15 @@ class Ingest:
         """
         if self._claimant.stored.done():
             return
-        self._settle()
-        self._limit_packs()
+        self._seal_rest()
         self._store_rest()
         self._claims.stored(self._claimant, self._chunks)
+
+    def _seal_rest(self) -> None:
+        """All content is in packs, on their way to the store, afterwards; chunks that nobody else stores have their places."""
+        self._settle()
+        self._limit_packs()
+        self._writer.seal()
 
     def leave(self) -> None:
         """No tree is wanted after all: store only what other ingests of the session rely on."""
@@ -338,11 +338,13 @@ class Ingest:
         When `previous` says the same but for where and when it was made, it is what is returned, so that pushing the
         same thing again changes nothing. `stats` is complete afterwards, with a warning for each thing left out.
         """
+        if not self._claimant.stored.done():
+            self._seal_rest()
+        # The tree is made while the last packs go out, unless places are still missing.
+        made = None if self._borrowed else self._make_image(root)
         self.flush()
         self._take_over()
-        for twin, first in self._twins:
-            twin.pack_id, twin.block = first.pack_id, first.block
-        image, warnings = _image(root, self._packs)
+        image, warnings = made or self._make_image(root)
         self.stats.warnings += warnings
         tree = _put_tree(self._store, image)
         packs = tuple(self._packs.get(pack_id) for pack_id, _ in read_device_table(image))
@@ -354,19 +356,24 @@ class Ingest:
             manifest = previous
         return self._catalog.put_manifest(manifest), manifest
 
+    def _make_image(self, root: Node) -> tuple[bytes, list[str]]:
+        for twin, first in self._twins:
+            twin.pack_id, twin.block = first.pack_id, first.block
+        return _image(root, lambda pack_id: self._own.get(pack_id) or self._packs.blocks(pack_id))
+
 
 def publish_tree(catalog: Catalog, root: Node) -> str:
     """Store the tree of nodes whose chunks are in the store already (a model placed at a path); its digest.
 
     DamagedError when a pack it needs is not in the store.
     """
-    image, _ = _image(root, PackInfo(catalog.store))
+    image, _ = _image(root, PackInfo(catalog.store).blocks)
     return _put_tree(catalog.store, image)
 
 
-def _image(root: Node, packs: PackInfo) -> tuple[bytes, list[str]]:
+def _image(root: Node, content_blocks: Callable[[str], int]) -> tuple[bytes, list[str]]:
     used = {c.pack_id for _, node in walk(root) if node.content for c in node.content.chunks if c is not None}
-    plan = plan_image(root, {pack_id: packs.blocks(pack_id) for pack_id in used})
+    plan = plan_image(root, {pack_id: content_blocks(pack_id) for pack_id in used})
     image = write_image(plan)
     if read_device_table(image) != plan.packs:
         raise UnavailableError("the tree was not written as planned", hint="try again; check this machine")

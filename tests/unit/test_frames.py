@@ -5,7 +5,7 @@ import zstandard
 from support.packs import make_pack, random_content
 
 from floe.store.errors import TransitDamageError
-from floe.store.frames import FrameTable, VerifiedFrame, decode_frame, encode_frame
+from floe.store.frames import FrameTable, VerifiedFrame, decode_frame, encode_frame, encode_frames
 from floe.store.ids import digest
 from floe.store.packindex import CODEC_RAW, CODEC_ZSTD, FrameEntry
 
@@ -16,6 +16,16 @@ def test_a_frame_comes_back(compressible, codec):
     stored, entry = encode_frame(content)
     assert (entry.codec, entry.stored, entry.digest) == (codec, len(stored), digest(content))
     assert bytes(decode_frame(stored, entry, len(content)).content) == content
+
+
+def test_frames_encoded_together_have_the_bytes_they_have_alone():
+    contents = [random_content(size, compressible=size % 3 > 0) for size in (4096, 1 << 17, 1 << 17, 12288)]
+    alone = [zstandard.ZstdCompressor(level=3).compress(content) for content in contents]
+    together = encode_frames([memoryview(content) for content in contents])
+    for content, packed, (stored, entry) in zip(contents, alone, together, strict=True):
+        assert bytes(stored) == (packed if entry.codec == CODEC_ZSTD else content)
+        assert entry.digest == digest(content)
+    assert {entry.codec for _, entry in together} == {CODEC_RAW, CODEC_ZSTD}
 
 
 @pytest.mark.parametrize("compressible", [False, True])

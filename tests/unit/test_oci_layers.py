@@ -8,13 +8,14 @@ import stat
 import struct
 import tarfile
 import tracemalloc
+import zlib
 
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floe.ingest.oci import tarheader
+from floe.ingest.oci import compression, tarheader
 from floe.ingest.oci.compression import decompress
 from floe.ingest.oci.inherit import inherit
 from floe.ingest.oci.layers import is_whiteout, read_layer
@@ -416,7 +417,10 @@ def test_truncation_is_found(pack):
             read_layer(decompress([short], "layer 1 of X"), Sink(), "layer 1 of X")
 
 
-def test_compression_in_members_and_frames():
+@pytest.mark.parametrize("with_isal", [True, False])
+def test_compression_in_members_and_frames(with_isal, monkeypatch):
+    if not with_isal:  # where there is none for the processor
+        monkeypatch.setattr(compression, "_inflater", zlib.decompressobj)
     raw = tar(entry("f", bytes(3_000_000)), entry("g", os.urandom(5000)))
     gz = gzip.compress(raw[:1000]) + gzip.compress(raw[1000:]) + bytes(300)
     zst = zstandard.compress(raw[:1000]) + b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd" + zstandard.compress(raw[1000:])

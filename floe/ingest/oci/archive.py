@@ -12,7 +12,7 @@ from pathlib import Path
 
 from floe.store.errors import AccessDeniedError, DamagedError, FloeError, NoSpaceError, UnsupportedError
 
-PIECE = 256 << 10  # bytes
+PIECE = 1 << 20  # bytes
 SMALL = 4 << 20  # bytes; the most that is read of a member whole
 _MEMBERS_MAX = 100_000
 _LINKS_MAX = 8  # links to links

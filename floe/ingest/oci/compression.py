@@ -8,10 +8,20 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import zstandard
 
 from floe.store.errors import DamagedError, UnsupportedError
+
+_inflater: Any = zlib.decompressobj
+_INVALID: tuple[Any, ...] = (zlib.error,)
+try:
+    from isal import isal_zlib  # takes some half of zlib's time
+except ImportError:  # it is not built for this processor
+    pass
+else:
+    _inflater, _INVALID = isal_zlib.decompressobj, (isal_zlib.error, zlib.error)
 
 _OUTPUT = 1 << 20  # bytes of one decompressed piece at most (gzip)
 # A zstd block of 4 bytes can stand for 128 KiB, and the library's streaming object has no output limit: 2 KiB of
@@ -26,18 +36,23 @@ _HEAD = 4
 
 def decompress(chunks: Iterable[bytes], what: str) -> Iterator[bytes]:
     """The tar stream in a blob given in pieces. DamagedError: cut short or malformed; `what` names the blob."""
+    return unpack(chunks, what)[1]
+
+
+def unpack(chunks: Iterable[bytes], what: str) -> tuple[bool, Iterator[bytes]]:
+    """Whether the blob is the tar stream itself, uncompressed, and that stream; see `decompress`."""
     pieces = iter(chunks)
     head = b""
     for piece in pieces:
         head += piece
         if len(head) >= _HEAD:
             break
+    whole = _again(head, pieces)
     if head.startswith(_GZIP):
-        yield from _gunzip(_again(head, pieces), what)
-    elif head.startswith(_ZSTD) or (head[1:4] == _SKIPPABLE and head[0] & 0xF0 == 0x50):
-        yield from _unzstd(_again(head, pieces), what)
-    else:
-        yield from _again(head, pieces)
+        return False, _gunzip(whole, what)
+    if head.startswith(_ZSTD) or (head[1:4] == _SKIPPABLE and head[0] & 0xF0 == 0x50):
+        return False, _unzstd(whole, what)
+    return True, whole
 
 
 def hashed(chunks: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
@@ -54,7 +69,7 @@ def _again(head: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _gunzip(chunks: Iterable[bytes], what: str) -> Iterator[bytes]:
-    member = zlib.decompressobj(wbits=31)
+    member = _inflater(wbits=31)
     fresh = False  # whether `member` has seen no byte, behind another member
     try:
         for chunk in chunks:
@@ -70,12 +85,12 @@ def _gunzip(chunks: Iterable[bytes], what: str) -> Iterator[bytes]:
                     yield piece
                 if member.eof:
                     rest = member.unused_data
-                    member, fresh = zlib.decompressobj(wbits=31), True
+                    member, fresh = _inflater(wbits=31), True
                 else:
                     rest = member.unconsumed_tail
             while not fresh and (piece := member.decompress(b"", _OUTPUT)):
                 yield piece
-    except zlib.error as error:
+    except _INVALID as error:
         raise DamagedError(f"{what} is not valid gzip: {error}") from error
     if not fresh:
         raise DamagedError(f"{what} is truncated gzip", hint="build or push the image again")

@@ -17,9 +17,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from floe.ingest.oci import stubs
-from floe.ingest.oci.compression import decompress, hashed
+from floe.ingest.oci.ahead import Ahead
+from floe.ingest.oci.compression import hashed, unpack
 from floe.ingest.oci.inherit import inherit
 from floe.ingest.oci.layers import LayerTree, read_layer
+from floe.ingest.oci.media import Descriptor
 from floe.ingest.oci.opening import open_source
 from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.source import Image, resolve
@@ -238,19 +240,30 @@ class _Indexing:
 
     def _read_tree(self, layer: _Layer, ingest: Ingest, what: str) -> LayerTree:
         descriptor = self._image.manifest.layers[layer.number]
-        digest = hashlib.sha256()
-        blob = self._image.source.open_blob(descriptor)
-        counted = self._counted(blob)
-        tree = read_layer(hashed(decompress(counted, what), digest), ingest, what)
-        for _ in counted:  # bytes behind the compressed stream still count for the blob's digest
-            pass
-        found = f"sha256:{digest.hexdigest()}"
+        digests: list[str] = []
+        with Ahead(self._tar(descriptor, digests, what)) as tar:
+            tree = read_layer(iter(tar), ingest, what)
+        (found,) = digests
         if found != layer.diff_id:
             raise DamagedError(
                 f"{what} does not match its diff id: the config says {layer.diff_id}, its content is {found}",
                 hint="build or push the image again",
             )
         return tree
+
+    def _tar(self, descriptor: Descriptor, digests: list[str], what: str) -> Iterator[bytes]:
+        """The layer's tar stream; at its end its sha256 is added to `digests`."""
+        counted = self._counted(self._image.source.open_blob(descriptor))
+        is_plain, pieces = unpack(counted, what)
+        if is_plain:
+            yield from pieces
+            digests.append(descriptor.digest)  # the source has checked it
+            return
+        digest = hashlib.sha256()
+        yield from hashed(pieces, digest)
+        for _ in counted:  # bytes behind the compressed stream still count for the blob's digest
+            pass
+        digests.append(f"sha256:{digest.hexdigest()}")
 
     def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:

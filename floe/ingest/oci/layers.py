@@ -88,7 +88,8 @@ class _Builder:
             self._root.mtime, self._root.mtime_ns = entry.mtime, entry.mtime_ns
             return
         base = parts[-1]
-        if any(part.startswith(AUFS_PREFIX) for part in parts) and base != OPAQUE_MARKER:
+        # Looked for in the whole name first, since nearly none has it.
+        if AUFS_PREFIX in entry.name and base != OPAQUE_MARKER and any(p.startswith(AUFS_PREFIX) for p in parts):
             self._bookkeeping(parts, entry, stream)
             return
         self._check(entry)
@@ -234,7 +235,7 @@ class _Builder:
             raise DamagedError(f"{self._name(entry)} has an absolute name")
         if b".." in parts:
             raise DamagedError(f"{self._name(entry)} has '..' in {_show(name)}")
-        if any(len(part) > NAME_MAX for part in parts):
+        if len(name) > NAME_MAX and any(len(part) > NAME_MAX for part in parts):
             raise DamagedError(f"{self._name(entry)} has a name of more than {NAME_MAX} bytes")
         return parts
 

@@ -45,6 +45,11 @@ class Feed:
 
     def take(self, size: int) -> bytes:
         """`size` bytes; fewer only at the end."""
+        end = self._at + size
+        if end <= len(self._piece):  # nearly always
+            data = self._piece[self._at : end]
+            self._at = end
+            return data
         data = self.some(size)
         if len(data) == size or not data:
             return data
@@ -57,6 +62,9 @@ class Feed:
 
     def skip(self, size: int) -> int:
         """Pass over `size` bytes; returns how many there were."""
+        if self._at + size <= len(self._piece):
+            self._at += size
+            return size
         left = size
         while left and (data := self.some(min(left, len(_ZEROS)))):
             left -= len(data)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from floe.store.copyrange import copy_range
 from floe.store.errors import (
     AccessDeniedError,
     BadInputError,
@@ -46,7 +47,6 @@ _TMP = ".tmp"
 _LOCK = ".lock"
 _COPY_STEP = 16 << 20  # bytes between two reports of progress
 _ASYNC_THREADS = 16
-_NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
 class FileStore:
@@ -337,22 +337,9 @@ def _write(fd: int, data: Buffer) -> None:
 
 def _copy(source: int, target: int, path: Path, progress: Callable[[int], None] | None) -> None:
     size = os.fstat(source).st_size
-    done, in_kernel = 0, True
+    done = 0
     while done < size:
-        step = min(_COPY_STEP, size - done)
-        if in_kernel:
-            try:
-                copied = os.copy_file_range(source, target, step, done, done)
-            except OSError as error:
-                if error.errno not in _NO_COPY_RANGE:
-                    raise
-                in_kernel = False
-                os.lseek(target, done, os.SEEK_SET)
-                continue
-        else:
-            part = os.pread(source, step, done)
-            _write(target, part)
-            copied = len(part)
+        copied = copy_range(source, done, target, done, min(_COPY_STEP, size - done))
         if not copied:
             raise SourceChangedError(f"{path} shrank while it was stored: {done} of {size} bytes were there")
         done += copied
