@@ -8,6 +8,7 @@ something else, close it, or die. Source: the kernel's Documentation/power/pm_qo
 from __future__ import annotations
 
 import logging
+import os
 import struct
 from contextlib import suppress
 from io import FileIO
@@ -30,7 +31,8 @@ class IdleProcessors:
         self.awake = False
         self._device: FileIO | None = None
         try:
-            self._device = FileIO(device, "w")
+            # Not by FileIO itself, which would make a file where there is no device.
+            self._device = FileIO(os.open(device, os.O_WRONLY | os.O_CLOEXEC), "w")
         except OSError as error:
             _log.debug("idle processors halt as they like: %s", error)
 

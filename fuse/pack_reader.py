@@ -6,19 +6,19 @@ import threading
 
 from floe.store.cache import CacheWriter
 from floe.store.fetcher import Fetcher
-from floe.store.ids import is_hexdigest
+from floe.store.ids import Buffer, is_hexdigest
 from floe.store.objects.base import ObjectStore
 from floe.store.reading import Done, Read
 
 
 class _Hits:
-    """One thread's count of reads that the cache answered: adding needs no lock."""
+    """One thread's count of reads that cache and memory answered: adding needs no lock."""
 
-    __slots__ = ("bytes", "requests")
+    __slots__ = ("bytes", "prefetched_bytes", "prefetched_requests", "requests")
 
     def __init__(self) -> None:
-        self.requests = 0
-        self.bytes = 0
+        self.requests = self.bytes = 0
+        self.prefetched_requests = self.prefetched_bytes = 0
 
 
 class PackReader:
@@ -41,6 +41,7 @@ class PackReader:
         self._fetcher = Fetcher(store, writer, readahead=readahead, deadline=deadline, budget=budget)
         self._packs = writer.packs
         self._marks = self._fetcher.marks
+        self._on_hand = self._fetcher.on_hand
         self._local = threading.local()
         self._hits: list[_Hits] = []
 
@@ -56,20 +57,37 @@ class PackReader:
         pack = self._packs.get(pack_id) or self._writer.pack(pack_id)
         if pack is None or not pack.read_into(offset, buffer, wait=wait):
             return False
-        length = len(buffer)
+        hits = self._hits_here()
+        hits.requests += 1
+        hits.bytes += len(buffer)
+        self._note(pack_id, offset, len(buffer))
+        return True
+
+    def on_hand(self, pack_id: str, offset: int, length: int) -> list[Buffer] | None:
+        """Content that was fetched ahead and is still in memory, in order, when that is all of it."""
+        pieces = self._on_hand.pieces(pack_id, offset, length)
+        if pieces is not None:
+            hits = self._hits_here()
+            hits.prefetched_requests += 1
+            hits.prefetched_bytes += length
+            self._note(pack_id, offset, length)
+        return pieces
+
+    def _hits_here(self) -> _Hits:
         try:
-            hits = self._local.hits
+            hits: _Hits = self._local.hits
         except AttributeError:
             hits = self._local.hits = _Hits()
             self._hits.append(hits)
-        hits.requests += 1
-        hits.bytes += length
+        return hits
+
+    def _note(self, pack_id: str, offset: int, length: int) -> None:
+        """Tell the fetcher of a read that it waits for to fetch further ahead."""
         for start, stop in self._marks.get(pack_id, ()):
             if offset < stop and start < offset + length:
                 self._marks.pop(pack_id, None)  # said once; the answer sets new ones
                 self._fetcher.hit(pack_id, offset, length)
                 break
-        return True
 
     def submit(self, pack_id: str, offset: int, length: int, done: Done) -> Read:
         """Begin a read. `done` is called once, from another thread, with buffers of `length` bytes in all or an error.
@@ -80,10 +98,12 @@ class PackReader:
         return self._fetcher.submit(pack_id, offset, length, done)
 
     def counters(self) -> dict[str, int]:
-        """Requests and bytes by source (`cache_`, `store_`, `readahead_`), faults, memory, and the cache's own."""
+        """Requests and bytes by source (`cache_`, `prefetched_`, `store_`, `readahead_`), faults, memory, the cache's own."""
         return {
             "cache_requests": sum(hits.requests for hits in self._hits),
             "cache_bytes": sum(hits.bytes for hits in self._hits),
+            "prefetched_requests": sum(hits.prefetched_requests for hits in self._hits),
+            "prefetched_bytes": sum(hits.prefetched_bytes for hits in self._hits),
             **self._fetcher.counters(),
             **{f"kept_{name}": value for name, value in self._writer.counters().items()},
         }

@@ -33,6 +33,9 @@ class Reader(Protocol):
         With `wait=False` it may raise BlockingIOError instead of waiting for the disk.
         """
 
+    def on_hand(self, pack_id: str, offset: int, length: int) -> list[Buffer] | None:
+        """`length` content bytes from `offset`, in order, when all of them are in memory already."""
+
     def submit(self, pack_id: str, offset: int, length: int, done: Done) -> Ticket:
         """Read `length` content bytes from `offset`; returns at once.
 

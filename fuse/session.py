@@ -45,12 +45,13 @@ _EINTR_RETRY = 0.001  # seconds before an INTERRUPT for an unknown request is ha
 
 
 class _Lead:
-    """A serving thread's hold on the right to wait for requests."""
+    """A serving thread's hold on the right to wait for requests. Who gives it up lets processors halt again."""
 
-    __slots__ = ("_lock", "held")
+    __slots__ = ("_idle", "_lock", "held")
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: threading.Lock, idle: IdleProcessors | None = None) -> None:
         self._lock = lock
+        self._idle = idle
         self.held = False
 
     def take(self) -> None:
@@ -63,6 +64,8 @@ class _Lead:
         """Let another thread lead."""
         if self.held:
             self.held = False
+            if self._idle is not None and self._idle.awake:
+                self._idle.let_halt()
             self._lock.release()
 
 
@@ -125,7 +128,7 @@ class Session:
 
     def serve(self) -> None:
         """Read and answer requests until the connection is gone or stopping begins; for one thread."""
-        lead = _Lead(self._leading)
+        lead = _Lead(self._leading, self._idle)
         try:
             self._serve(lead)
         finally:
@@ -173,11 +176,13 @@ class Session:
                 slots.clear(slot)
             else:
                 slot = -1
-            if idle is not None:
+            if idle is not None and lead.held:
                 spin_until = clock() + _SPIN
-                burst = burst + 1 if lead.held else 0
+                burst += 1
                 if burst == _BURST:
                     idle.keep_awake()
+            else:
+                burst = 0
 
     def stop(self, drain: float) -> None:
         """Take no more requests and wait up to `drain` seconds for reads under way.
@@ -298,8 +303,16 @@ class Session:
         read = _Read(unique, slot, pack_id)
         self._reads[unique] = read
         try:
-            cached = self._read_cached(pack_id, offset, buffer[p.OUT_BYTES : p.OUT_BYTES + length], lead)
-            if not cached:
+            if length > _SMALL_READ:
+                lead.give_up()
+            parts: list[Buffer]
+            pieces = self._reader.on_hand(pack_id, offset, length)
+            if pieces is not None:
+                parts = [p.header(length, unique), *pieces]
+            elif self._read_cached(pack_id, offset, buffer[p.OUT_BYTES : p.OUT_BYTES + length], lead):
+                p.OUT_HEADER.pack_into(buffer, 0, p.OUT_BYTES + length, 0, unique)
+                parts = [buffer[: p.OUT_BYTES + length]]
+            else:
                 read.ticket = self._reader.submit(pack_id, offset, length, self._callback(read, length))
                 if read.cancelled:
                     read.ticket.cancel()
@@ -313,13 +326,12 @@ class Session:
             return True
         if self._reads.pop(unique, None) is None:
             return False
-        p.OUT_HEADER.pack_into(buffer, 0, p.OUT_BYTES + length, 0, unique)
-        self._write(unique, [buffer[: p.OUT_BYTES + length]])
+        self._write(unique, parts)
         self.read_bytes += length
         return True
 
     def _read_cached(self, pack_id: str, offset: int, buffer: memoryview, lead: _Lead) -> bool:
-        if lead.held and len(buffer) <= _SMALL_READ:
+        if lead.held:
             try:
                 return self._reader.read_cached_into(pack_id, offset, buffer, wait=False)
             except BlockingIOError:

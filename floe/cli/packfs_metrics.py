@@ -7,9 +7,11 @@ from typing import Any
 
 from floe.store.exposition import COUNTER, GAUGE, Metric
 
-_SOURCES = ("cache", "store", "readahead")
-_REQUESTS = "Requests by source: reads the node cache answered, ranged GETs to the object store, those for read-ahead."
-_BYTES = "Bytes by source: node cache, object store (as stored), read-ahead."
+_SOURCES = ("cache", "prefetched", "store", "readahead")
+_REQUESTS = (
+    "Reads that node cache and prefetched memory answered; ranged GETs to the object store, those for read-ahead."
+)
+_BYTES = "Bytes by source: node cache, prefetched memory, object store (as stored), read-ahead."
 # By the reader's counter: the event, under which floe_packfs_events_total shows it.
 _EVENTS = {
     "transit_damage": "damaged_in_transit",
@@ -22,6 +24,7 @@ _EVENTS = {
     "kept_write_errors": "cache_write_error",
     "kept_read_errors": "cache_read_error",
     "kept_bypassed_frames": "cache_bypassed",
+    "skipped_frames": "cache_too_slow",
 }
 # By the key of the worker's status: metric, kind and help.
 _STATUS = {

@@ -29,11 +29,17 @@ class Lease:
         """One more user of the memory."""
         self._holders += 1
 
+    def shrink(self, size: int) -> None:
+        """Give `size` bytes of it back already."""
+        size = min(size, self.size)
+        self.size -= size
+        self._budget.give_back(self.pack_id, size)
+
     def drop(self) -> None:
         """One user less."""
         self._holders -= 1
         if self._holders == 0:
-            self._budget.release(self)
+            self._budget.give_back(self.pack_id, self.size)
 
 
 class Asked:
@@ -77,14 +83,12 @@ class Budget:
             return None
         return self._take(pack_id, size)
 
-    def release(self, lease: Lease) -> None:
-        """Take a lease back and see who can go on."""
-        self.used -= lease.size
-        left = self._by_pack[lease.pack_id] - lease.size
+    def give_back(self, pack_id: str, size: int) -> None:
+        """Take back what was leased for a pack, and see who can go on."""
+        self.used -= size
+        left = self._by_pack.pop(pack_id, 0) - size
         if left:
-            self._by_pack[lease.pack_id] = left
-        else:
-            del self._by_pack[lease.pack_id]
+            self._by_pack[pack_id] = left
         self._grant()
 
     def _fits(self, pack_id: str, size: int) -> bool:

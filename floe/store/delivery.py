@@ -1,4 +1,4 @@
-"""One request from its first byte to its last frame: downloaded, verified, handed out, stored; again what did not match.
+"""One request from its first byte to its last frame: downloaded, verified, handed out; again what did not match.
 
 Damage in transit and damage at rest: a frame that does not match its digest is fetched again alone, then over another
 connection; after that it counts as damaged.
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from floe.store import layout
-from floe.store.cache import CacheWriter
+from floe.store.blocks import Blocks
 from floe.store.download import COUNTED as DOWNLOAD_COUNTED
 from floe.store.download import Downloader
 from floe.store.errors import DamagedError, TransitDamageError
@@ -35,11 +35,7 @@ class Receiver(Protocol):
     """Who the frames are for; called in the event loop."""
 
     def arrived(self, get: Get, number: int, frame: VerifiedFrame) -> None:
-        """A frame is here, not yet in the cache. Its buffer is the whole request's."""
-        ...
-
-    def not_stored(self, pack_id: str, number: int, frame: VerifiedFrame) -> None:
-        """The cache could not keep a frame that has arrived; this is a copy."""
+        """A frame is here."""
         ...
 
     def damaged(self, get: Get, number: int, error: DamagedError) -> None:
@@ -48,22 +44,21 @@ class Receiver(Protocol):
 
 
 class Delivery:
-    """Requests to `store` for `receiver` in `loop`, through the cache of `writer`; counted in `counts` (keys COUNTED)."""
+    """Requests to `store` for `receiver` in `loop`, counted in `counts` (keys COUNTED)."""
 
     def __init__(
         self,
         store: ObjectStore,
-        writer: CacheWriter,
         counts: dict[str, int],
         loop: asyncio.AbstractEventLoop,
         receiver: Receiver,
     ) -> None:
         self._url = store.url
-        self._writer = writer
         self._counts = counts
         self._loop = loop
         self._receiver = receiver
         self._downloader = Downloader(store, counts)
+        self._blocks = Blocks()
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="floe-decode")
 
     async def run(self, get: Get) -> None:
@@ -77,7 +72,7 @@ class Delivery:
                 self._give_up(get, frame)
 
     def close(self) -> None:
-        """Wait for frames that are being verified and stored; begin nothing more. No `run` may be under way."""
+        """Wait for frames that are being verified; begin nothing more. No `run` may be under way."""
         self._decoders.shutdown()
         self._downloader.close()
 
@@ -94,26 +89,21 @@ class Delivery:
         return failed
 
     def _decode(self, get: Get, data: Buffer, first: int, count: int) -> list[int]:
-        """In a thread: verify frames one by one, hand each out, store it."""
+        """In a thread: verify frames one by one, hand each out."""
         failed = []
         base, _ = get.table.stored_range(first)
         view = memoryview(data)
         for frame in range(first, first + count):
-            start, length = get.table.stored_range(frame)
-            stored = view[start - base : start - base + length]
+            start, size = get.table.stored_range(frame)
+            stored = view[start - base : start - base + size]
             try:
-                verified = decode_frame(stored, get.table.entry(frame), get.table.content_length(frame))
+                length = get.table.content_length(frame)
+                verified = decode_frame(stored, get.table.entry(frame), length, self._blocks.take(length))
             except TransitDamageError as error:
                 _log.warning("frame %d of pack %s: %s", frame, get.pack_id, error)
                 failed.append(frame)
                 continue
             self._tell(self._receiver.arrived, get, frame, verified)
-            if not self._writer.put(get.pack_id, frame, verified):
-                copy = VerifiedFrame(bytes(verified.content), verified.digest)
-                self._tell(self._receiver.not_stored, get.pack_id, frame, copy)
-        if get.ahead:
-            size = get.table.frame_size
-            self._writer.begin_write_back(get.pack_id, first * size, (first + count) * size)
         return failed
 
     def _give_up(self, get: Get, number: int) -> None:

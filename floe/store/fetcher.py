@@ -3,7 +3,8 @@
 An event loop in a thread of its own owns all state here; hashing, decompression and the cache's disk run in a
 few threads (delivery.py), answers go out from two more. A read first gets memory for all its frames (budget.py), then joins
 frames that are being fetched, reads those in the cache, and asks for the rest: adjacent ones, of all reads that
-arrived together, in one request. A frame that arrives is verified, handed to its readers, and stored.
+arrived together, in one request. A frame that arrives is verified, handed to its readers, and stored behind their
+backs (writebehind.py); until it is, and until a stream that it was fetched for has had it, it stays in memory (onhand.py).
 
 A frame that is damaged at rest (delivery.py) is remembered for a minute, and its readers get DamagedError.
 A store that cannot be reached is tried until the reads that wait have come to their deadline.
@@ -35,12 +36,15 @@ from floe.store.errors import (
 from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import Buffer
 from floe.store.objects.base import ObjectStore
+from floe.store.onhand import Held, OnHand
 from floe.store.reading import Done, Flight, Get, Read, read_local
+from floe.store.writebehind import WriteBehind
 
 _log = logging.getLogger(__name__)
 
 _GET_MAX = 8 << 20  # bytes of content in one request: best throughput of S3, and still many to share the budget
 _DAMAGE_MEMORY = 60.0  # seconds
+_SEEK_PAUSE = 0.05  # seconds
 _KEPT_SHARE = 8  # of the budget, for frames the cache could not keep: a fault reads 64 KiB of 1 MiB
 _LOCALS, _REPLIERS = 4, 2  # threads
 _COUNTED = ("deadlines", "cancelled", "failed_reads")
@@ -78,16 +82,14 @@ class Fetcher:
         self._locals = ThreadPoolExecutor(_LOCALS, thread_name_prefix="floe-local")
         self._repliers = ThreadPoolExecutor(_REPLIERS, thread_name_prefix="floe-reply")
         self._closed = False
+        self._seeking = False  # for memory
         self._lock = threading.Lock()  # orders submit and close
         self._loop = asyncio.new_event_loop()
-        self._delivery = Delivery(store, writer, self._counts, self._loop, self)
+        self._delivery = Delivery(store, self._counts, self._loop, self)
+        self.on_hand = OnHand(self._loop.time, self._loop.call_later)
+        self._behind = WriteBehind(writer, self._tell, self._written)
         self._ahead = Ahead(
-            readahead,
-            writer,
-            self._budget,
-            is_absent=self._is_absent,
-            fetch=self._fetch_ahead,
-            clock=self._loop.time,
+            readahead, writer, self._budget, self.on_hand, is_absent=self._is_absent, fetch=self._fetch_ahead
         )
         self.marks = self._ahead.marks
         self._thread = threading.Thread(target=self._loop.run_forever, name="floe-fetch", daemon=True)
@@ -125,6 +127,7 @@ class Fetcher:
             "reads": len(self._reads),
             "memory_bytes": self._budget.used,
             "memory_peak_bytes": self._budget.peak,
+            "skipped_frames": self.on_hand.skipped,
         }
 
     def close(self) -> None:
@@ -136,6 +139,7 @@ class Fetcher:
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._delivery.close()
         self._locals.shutdown(cancel_futures=True)
+        self._behind.close()
         # What the pools told the loop at last, such as memory given back, still runs.
         self._repliers.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -149,6 +153,7 @@ class Fetcher:
         for task in gets:
             task.cancel()
         await asyncio.gather(*gets, return_exceptions=True)
+        self.on_hand.close()
 
     # reads
 
@@ -171,6 +176,15 @@ class Fetcher:
         read.frames = range(read.offset // size, (read.offset + read.length - 1) // size + 1)
         need = sum(table.memory(frame) for frame in read.frames)
         read.asked = self._budget.ask(read.pack_id, need, lambda lease: self._granted(read, lease))
+        if read.lease is None and not self._seeking:
+            self._seek_memory()
+
+    def _seek_memory(self) -> None:
+        """While reads wait for memory, take it from frames that may go, again and again: the disk may hang."""
+        self._seeking = self._budget.waiting > 0
+        if self._seeking:
+            self.on_hand.make_room(_GET_MAX)
+            self._loop.call_later(_SEEK_PAUSE, self._seek_memory)
 
     def _granted(self, read: Read, lease: Lease) -> None:
         if read.finished:
@@ -233,6 +247,10 @@ class Fetcher:
             if flight.frame is not None:
                 self._give(read, frame, flight.frame.content, flight.get)
                 return
+        elif (held := self.on_hand.find(*key)) is not None:
+            assert held.frame is not None
+            self._give(read, frame, held.frame.content, held.get)
+            return
         elif key in self._kept:
             self._give(read, frame, self._kept[key].content, None)
             return
@@ -325,27 +343,43 @@ class Fetcher:
     # requests
 
     def _send(
-        self, pack_id: str, table: FrameTable, flights: list[Flight], *, ahead: bool, lease: Lease | None = None
+        self,
+        pack_id: str,
+        table: FrameTable,
+        flights: list[Flight],
+        *,
+        ahead: bool,
+        streamed: bool = False,
+        lease: Lease | None = None,
     ) -> None:
-        """Turn new flights into requests, adjacent ones together."""
+        """Turn new flights into requests, adjacent ones together; see Get."""
         flights.sort(key=lambda f: f.number)
         most = max(1, _GET_MAX // table.frame_size)
         run: list[Flight] = []
         for flight in flights:
             if run and (flight.number != run[-1].number + 1 or len(run) >= most):
-                self._begin(pack_id, table, run, lease, ahead=ahead)
+                self._begin(pack_id, table, run, lease, ahead=ahead, streamed=streamed)
                 run = []
             run.append(flight)
         if run:
-            self._begin(pack_id, table, run, lease, ahead=ahead)
+            self._begin(pack_id, table, run, lease, ahead=ahead, streamed=streamed)
 
-    def _begin(self, pack_id: str, table: FrameTable, run: list[Flight], lease: Lease | None, *, ahead: bool) -> None:
+    def _begin(
+        self,
+        pack_id: str,
+        table: FrameTable,
+        run: list[Flight],
+        lease: Lease | None,
+        *,
+        ahead: bool,
+        streamed: bool,
+    ) -> None:
         leases = list({id(r.lease): r.lease for f in run for r in f.waiters if r.lease is not None}.values())
         if lease is not None:
             leases.append(lease)
         for held in leases:
             held.hold()
-        get = Get(pack_id, table, run, leases, ahead=ahead)
+        get = Get(pack_id, table, run, leases, ahead=ahead, streamed=streamed)
         get.task = self._loop.create_task(self._delivery.run(get))
         self._gets.add(get.task)
         get.task.add_done_callback(lambda task: self._ended(get, task))
@@ -366,7 +400,10 @@ class Fetcher:
             # Request, task and frames refer to each other: their megabytes would wait for the garbage collector.
             flight.frame = flight.get = None
         get.task = None
+        batch = self.on_hand.of(get)
         get.drop()
+        if batch and not self._closed:
+            self._behind.add(batch)
 
     def _land(self, pack_id: str, flight: Flight, error: FloeError) -> None:
         if self._flights.get((pack_id, flight.number)) is flight:
@@ -380,15 +417,10 @@ class Fetcher:
         """See Receiver.arrived."""
         flight = get.frames[number - get.first]
         flight.frame = frame
+        self.on_hand.add(get, number, frame)
         waiters, flight.waiters = flight.waiters, set()
         for read in waiters:
             self._give(read, number, frame.content, get)
-
-    def not_stored(self, pack_id: str, number: int, frame: VerifiedFrame) -> None:
-        """See Receiver.not_stored."""
-        with contextlib.suppress(ValueError):  # larger than all that may be kept
-            self._kept[pack_id, number] = frame
-        self._ahead.pause()
 
     def damaged(self, get: Get, number: int, error: DamagedError) -> None:
         """See Receiver.damaged."""
@@ -403,9 +435,19 @@ class Fetcher:
 
     def _is_absent(self, pack_id: str, frame: int) -> bool:
         key = (pack_id, frame)
-        return key not in self._flights and key not in self._damaged and not self._is_local(pack_id, frame)
+        if key in self._flights or key in self._damaged or self.on_hand.find(*key) is not None:
+            return False
+        return not self._is_local(pack_id, frame)
 
     def _fetch_ahead(self, pack_id: str, table: FrameTable, frames: list[int], lease: Lease) -> None:
         flights = [Flight(frame) for frame in frames]
         self._flights.update({(pack_id, flight.number): flight for flight in flights})
-        self._send(pack_id, table, flights, ahead=True, lease=lease)
+        self._send(pack_id, table, flights, ahead=True, streamed=True, lease=lease)
+
+    def _written(self, batch: list[Held], lost: list[tuple[Held, VerifiedFrame]]) -> None:
+        """See WriteBehind."""
+        for held, frame in lost:
+            if not held.get.streamed:
+                with contextlib.suppress(ValueError):  # larger than all that may be kept
+                    self._kept[held.get.pack_id, held.number] = frame
+        self.on_hand.settle(batch)

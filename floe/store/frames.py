@@ -16,10 +16,7 @@ _LEVEL: Final = 3  # zstd's default: higher ones cost pushes more time than read
 
 
 class VerifiedFrame:
-    """Content that matched its digest: there is no other way to make one.
-
-    `content` may be a view into a larger download, so whoever keeps a frame for long copies it.
-    """
+    """Content that matched its digest: there is no other way to make one."""
 
     __slots__ = ("content", "digest")
 
@@ -52,18 +49,30 @@ def _smaller(content: Buffer, packed: Any) -> tuple[Buffer, FrameEntry]:
     return content, FrameEntry(len(content), CODEC_RAW, digest(content))
 
 
-def decode_frame(stored: Buffer, entry: FrameEntry, length: int) -> VerifiedFrame:
-    """The `length` content bytes of a frame as stored. TransitDamageError for anything else than what was stored."""
+def decode_frame(stored: Buffer, entry: FrameEntry, length: int, into: memoryview | None = None) -> VerifiedFrame:
+    """The `length` content bytes of a frame as stored. TransitDamageError for anything else than what was stored.
+
+    `into` (`length` bytes, which then belong to the frame) gets the content; without it the frame may be a view of `stored`.
+    """
+    content = _content(stored, entry, length)
+    if into is None:
+        return VerifiedFrame(content, entry.digest)
+    if len(content) != length:
+        raise TransitDamageError(f"a frame holds {len(content)} bytes instead of {length}")
+    into[:] = content
+    return VerifiedFrame(into.toreadonly(), entry.digest)
+
+
+def _content(stored: Buffer, entry: FrameEntry, length: int) -> Buffer:
     if entry.codec == CODEC_RAW:
-        return VerifiedFrame(stored, entry.digest)
+        return stored
     try:
         # The size in the zstd header decides what is allocated: it must not come unchecked from the network.
         if zstandard.frame_content_size(stored) != length:
             raise TransitDamageError(f"a compressed frame does not hold {length} bytes")
-        content = zstandard.ZstdDecompressor().decompress(stored, max_output_size=length, allow_extra_data=False)
+        return zstandard.ZstdDecompressor().decompress(stored, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise TransitDamageError(f"a frame cannot be decompressed: {error}") from error
-    return VerifiedFrame(content, entry.digest)
 
 
 class FrameTable:

@@ -21,14 +21,24 @@ Done: TypeAlias = "Callable[[Sequence[Buffer] | FloeError], None]"
 class Get:
     """One ranged request for frames [first, first + count) of a pack, and the memory it takes.
 
-    `ahead`: nobody asked for it. The memory is given back once the request has ended and all reads that
+    `ahead`: nobody asked for it; `streamed`: a stream will, so it stays in memory until then. The memory is given back once the request has ended and all reads that
     got a piece of its buffer were answered.
     """
 
-    __slots__ = ("_holders", "_leases", "ahead", "count", "error", "first", "frames", "pack_id", "table", "task")
+    __slots__ = (
+        *("_holders", "_leases", "ahead", "count", "error", "first", "frames", "pack_id", "streamed", "table"),
+        "task",
+    )
 
     def __init__(
-        self, pack_id: str, table: FrameTable, frames: list[Flight], leases: list[Lease], *, ahead: bool
+        self,
+        pack_id: str,
+        table: FrameTable,
+        frames: list[Flight],
+        leases: list[Lease],
+        *,
+        ahead: bool,
+        streamed: bool = False,
     ) -> None:
         self.pack_id = pack_id
         self.table = table
@@ -36,6 +46,7 @@ class Get:
         self.first = frames[0].number
         self.count = len(frames)
         self.ahead = ahead
+        self.streamed = streamed
         self.error: FloeError | None = None
         self.task: asyncio.Task[None] | None = None
         self._leases = leases
@@ -51,6 +62,10 @@ class Get:
     def hold(self) -> None:
         """One more read has a piece."""
         self._holders += 1
+
+    def give_back(self, size: int) -> None:
+        """`size` bytes of it are no longer held; for a request whose memory no read asked for."""
+        self._leases[0].shrink(size)
 
     def drop(self) -> None:
         """One user less."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from floe.fuse.reader import Done, Ticket
 from floe.store.errors import DamagedError, FloeError, UnavailableError
+from floe.store.ids import Buffer
 
 _THREADS = 64  # reads under way: those that wait for the store must not hold up the others
 
@@ -46,6 +47,10 @@ class FileReader:
         self._requests += 1
         self._bytes += got
         return True
+
+    def on_hand(self, _pack: str, _offset: int, _length: int) -> list[Buffer] | None:
+        """Never: the files are all there is."""
+        return None
 
     def submit(self, pack_id: str, offset: int, length: int, done: Done) -> Ticket:
         """Read in another thread."""

@@ -181,6 +181,10 @@ class TreeOperations(pyfuse3.Operations):
 
     def _cached(self, extent: Extent, part: memoryview) -> bool:
         assert extent.pack is not None
+        pieces = self._reader.on_hand(extent.pack, extent.offset, len(part))
+        if pieces is not None:
+            _fill(part, pieces)
+            return True
         try:
             return self._reader.read_cached_into(extent.pack, extent.offset, part, wait=False)
         except BlockingIOError:

@@ -116,6 +116,10 @@ class SharedReader:
         """As the writer: from the cache. As a guest: False, since what lies there may be taken away meanwhile."""
         return self._inner.read_cached_into(pack_id, offset, buffer, wait=wait)
 
+    def on_hand(self, pack_id: str, offset: int, length: int) -> list[Buffer] | None:
+        """As the writer: what was fetched ahead and is in memory. As a guest: None."""
+        return self._inner.on_hand(pack_id, offset, length)
+
     def submit(self, pack_id: str, offset: int, length: int, done: Done) -> Ticket:
         """Begin a read."""
         with self._lock:
@@ -153,6 +157,7 @@ class _Owner:
             store, writer, readahead=source.readahead, deadline=source.deadline, budget=source.budget
         )
         self.read_cached_into = self._packs.read_cached_into
+        self.on_hand = self._packs.on_hand
         self.submit = self._packs.submit
         self.counters = self._packs.counters
         self._guests: set[socket.socket] = set()
@@ -235,6 +240,10 @@ class _Guest:
         """Never: see SharedReader."""
         del wait
         return False
+
+    def on_hand(self, _pack: str, _offset: int, _length: int) -> list[Buffer] | None:
+        """Never: it is in another process's memory."""
+        return None
 
     def submit(self, pack_id: str, offset: int, length: int, done: Done) -> Ticket:
         """Ask for it; when the other side is gone, it is among what it left."""

@@ -27,8 +27,8 @@ class Disk:
     def __init__(self, monkeypatch):
         self.done = []
         self.fail = {}
-        for name in ("pwrite", "fsync", "fdatasync"):
-            monkeypatch.setattr(os, name, self._watched(name, getattr(os, name)))
+        for name in ("pwrite", "pwritev", "fsync", "fdatasync"):
+            monkeypatch.setattr(os, name, self._watched(name.removesuffix("v"), getattr(os, name)))
         monkeypatch.setattr(os, "open", self._opening(os.open))
 
     def _watched(self, name, call):

@@ -21,6 +21,9 @@ class Reader:
     def lookup(self, pack_id):
         return 8192 if pack_id == PACK else None
 
+    def on_hand(self, _pack, _offset, _length):
+        return None
+
     def read_cached_into(self, pack_id, offset, buffer, *, wait=True):
         buffer[:] = b"x" * len(buffer)
         return True
@@ -112,3 +115,11 @@ def test_processors_stay_awake_for_a_burst_of_small_reads_and_no_longer(kernel, 
     for _ in range(64):
         kernel.sock.recv(1 << 16)
     waits_for(latency, [0, 2_000_000_000])
+
+
+def test_without_the_kernels_device_none_is_made(tmp_path):
+    idle = IdleProcessors(tmp_path / "none")
+    idle.keep_awake()
+    idle.let_halt()
+    idle.close()
+    assert not (tmp_path / "none").exists()

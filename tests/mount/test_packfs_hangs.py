@@ -90,8 +90,8 @@ def test_a_keeper_adopts_the_successor_and_not_the_one_that_hangs(packfs, hangin
     keeper.kill()
     keeper.wait(LIMIT)
     packfs.start()
+    wait_for(lambda: f"adopted worker {successor}" in packfs.log.read_text(), "the adoption")
     assert packfs.pid_in("worker.pid") == successor
-    assert f"adopted worker {successor}" in packfs.log.read_text()
     finish(packfs, pack, reader)
 
 

@@ -34,6 +34,9 @@ class FileReader:
         path = self.packs / pack_id
         return path.stat().st_size if path.exists() else None
 
+    def on_hand(self, _pack, _offset, _length):
+        return None
+
     def read_cached_into(self, pack_id, offset, buffer, *, wait=True):
         if (self.gates / f"{pack_id}.slow").exists():
             return False

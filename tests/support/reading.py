@@ -38,7 +38,10 @@ def submit(reader, pack_id, offset, length):
 
 
 def read(reader, pack_id, offset, length):
-    """As the worker reads: from the cache, else from the store. Bytes, or the error raised."""
+    """As the worker reads: from memory or the cache, else from the store. Bytes, or the error raised."""
+    pieces = reader.on_hand(pack_id, offset, length)
+    if pieces is not None:
+        return b"".join(pieces)
     buffer = bytearray(length)
     if reader.read_cached_into(pack_id, offset, memoryview(buffer)):
         return bytes(buffer)

@@ -13,12 +13,12 @@ import logging
 import os
 import threading
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from floe.store.cache.bitmap import HEADER_BYTES, Bitmap, runs
-from floe.store.cache.durable import begin_write_back, punch, sync_folder, write_all
+from floe.store.cache.durable import begin_write_back, punch, sync_folder, write_all, write_pieces
 from floe.store.cache.eviction import EMPTY, EXTENT, EXTENT_SHIFT
 from floe.store.ids import Buffer
 
@@ -47,17 +47,44 @@ class Usage:
 
 
 class Files:
-    """Descriptors of a pack's data and bitmap; closed when the last thread that uses them lets go."""
+    """Descriptors of a pack's data and bitmap; closed when the last thread that uses them lets go.
 
-    __slots__ = ("bitmap", "data")
+    `direct` writes the data past the page cache; it is -1 until `want_direct`, and where that cannot be.
+    """
+
+    __slots__ = ("_refused", "bitmap", "data", "direct")
 
     def __init__(self, folder: Path) -> None:
-        self.data = self.bitmap = -1
+        self.data = self.bitmap = self.direct = -1
+        self._refused = False
         self.data = os.open(folder / "data", os.O_RDWR)
         self.bitmap = os.open(folder / "bitmap", os.O_RDWR | os.O_CREAT, 0o600)
 
+    def want_direct(self) -> None:
+        """Open `direct` if need be and possible; for one thread at a time."""
+        if self.direct < 0 and not self._refused:
+            try:
+                self.direct = os.open(f"/proc/self/fd/{self.data}", os.O_WRONLY | os.O_DIRECT)
+            except OSError as error:
+                self._refused = error.errno not in NO_DESCRIPTORS
+
+    def write(self, pieces: Sequence[Buffer], offset: int, *, direct: bool) -> None:
+        """Write to the data, past the page cache if `direct` and if that can be: from memory on page boundaries only."""
+        if direct and self.direct >= 0 and not self._refused:
+            try:
+                write_pieces(self.direct, pieces, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._refused = True
+            else:
+                return
+        length = write_pieces(self.data, pieces, offset)
+        if direct:
+            begin_write_back(self.data, offset, length)
+
     def __del__(self) -> None:
-        for fd in (self.data, self.bitmap):
+        for fd in (self.data, self.bitmap, self.direct):
             if fd >= 0:
                 os.close(fd)
 
@@ -168,25 +195,47 @@ class CachedPack:
         self.recency[offset >> EXTENT_SHIFT] = self._usage.now
         return True
 
-    def begin_write_back(self, start: int, stop: int) -> None:
-        """Have content bytes [start, stop) on their way to the disk, so that `let_go` finds them there."""
-        begin_write_back(self.open().data, start, stop - start)
-
     def let_go(self, start: int, stop: int) -> None:
         """Content bytes [start, stop) need not stay in the page cache: their readers have them in their own."""
         os.posix_fadvise(self.open().data, start, stop - start, os.POSIX_FADV_DONTNEED)
 
-    def store(self, frame: int, content: Buffer, boot_id: str) -> bool:
-        """Write one frame, then its bit. False when it was there already, be it suspect, so takes no more space."""
+    def store(
+        self, first: int, contents: Sequence[Buffer], boot_id: str, *, reserved: int, direct: bool = False
+    ) -> None:
+        """Write adjacent frames from number `first` on, then their bits.
+
+        `reserved` bytes are counted as held for them: what they do not take, since they were there before or on an error, is
+        given back. `direct`: past the page cache, since nobody will read them from there soon.
+        """
+        try:
+            for frame in self._store(first, contents, boot_id, direct=direct):
+                reserved -= self.bits.content_length(frame)
+        finally:
+            self._usage.add(-reserved)
+
+    def _store(self, first: int, contents: Sequence[Buffer], boot_id: str, *, direct: bool) -> Iterator[int]:
+        """Yields frames that take space they did not take before."""
+        numbers = range(first, first + len(contents))
         with self.lock:
-            if self.bits.is_trusted(frame):
-                return False
-            fresh = not self.bits.is_suspect(frame)
-            files = self.open()
+            if all(map(self.bits.is_trusted, numbers)):
+                return
+            files, generation = self.open(), self.generation
+            if direct:
+                files.want_direct()
             self._make_dirty(files, boot_id)
-            write_all(files.data, content, frame << self._shift)
-            self._trust(files, frame)
-        return fresh
+        # Without the lock: it takes long, and nobody reads or punches frames that have no bit.
+        files.write(contents, first << self._shift, direct=direct)
+        with self.lock:
+            if self.generation != generation:  # frames were taken away, and perhaps all of the file with them
+                files = self.open()
+                files.write(contents, first << self._shift, direct=direct)
+            self._make_dirty(files, boot_id)  # a sync may have come in between
+            for frame in numbers:
+                if not self.bits.is_trusted(frame):
+                    fresh = not self.bits.is_suspect(frame)
+                    self._trust(files, frame)
+                    if fresh:
+                        yield frame
 
     def trust(self, frame: int, generation: int, boot_id: str) -> None:
         """A suspect frame was hashed since `generation`, and matches."""

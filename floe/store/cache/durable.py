@@ -7,13 +7,14 @@ import ctypes
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 from floe.store.ids import Buffer
 
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01  # linux/falloc.h
+_IOV_MAX = 1000  # the kernel's limit is 1024
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
@@ -61,6 +62,20 @@ def write_all(fd: int, data: Buffer, offset: int) -> None:
         written = os.pwrite(fd, view, offset)
         offset += written
         view = view[written:]
+
+
+def write_pieces(fd: int, pieces: Sequence[Buffer], offset: int) -> int:
+    """Write all of `pieces`, one after another, from `offset` on; the bytes written. OSError as it comes."""
+    views = [memoryview(piece).cast("B") for piece in pieces]
+    begin = offset
+    while views:
+        written = os.pwritev(fd, views[:_IOV_MAX], offset)
+        offset += written
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if written:
+            views[0] = views[0][written:]
+    return offset - begin
 
 
 @cache

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 
@@ -28,7 +29,7 @@ from floe.store.ids import is_hexdigest
 _log = logging.getLogger(__name__)
 
 _TABLES = 16 << 20  # bytes of frame tables kept in memory
-_OPEN_PACKS = 384  # packs with open files, two each
+_OPEN_PACKS = 384  # packs with open files, two or three each
 _WARN_PAUSE = 60.0  # seconds between two log lines about a disk that refuses writes
 _PAUSE = 0.2  # seconds without storing or evicting after there was nothing to evict
 
@@ -142,6 +143,13 @@ class CacheWriter:
 
         DamagedError when `content` is another frame's.
         """
+        return self.put_run(pack_id, frame, [content])
+
+    def put_run(self, pack_id: str, first: int, frames: Sequence[VerifiedFrame], *, direct: bool = False) -> bool:
+        """Keep adjacent frames from number `first` on, all or none; see `put`.
+
+        `direct`: past the page cache, since their readers have them already.
+        """
         try:
             pack, table = self.pack(pack_id), self.table(pack_id)
         except FloeError as error:
@@ -149,37 +157,29 @@ class CacheWriter:
             pack = table = None
         if pack is None or table is None:
             return False
-        if table.entry(frame).digest != content.digest:
-            raise DamagedError(f"this is not frame {frame} of pack {pack_id}")
-        if pack.bits.is_trusted(frame):
+        numbers = range(first, first + len(frames))
+        for number, frame in zip(numbers, frames, strict=True):
+            if table.entry(number).digest != frame.digest:
+                raise DamagedError(f"this is not frame {number} of pack {pack_id}")
+        if all(map(pack.bits.is_trusted, numbers)):
             return True
-        need = table.content_length(frame)
+        need = sum(map(table.content_length, numbers))
         for attempt in (1, 2):
             if not self._reserve(need, full=attempt == 2):
                 break
-            fresh = False
+            contents = [frame.content for frame in frames]
             try:
-                fresh = pack.store(frame, content.content, self._boot_id)
+                pack.store(first, contents, self._boot_id, reserved=need, direct=direct)
             except OSError as error:
                 self._failed(pack_id, error)
                 continue
-            finally:
-                if not fresh:
-                    self._usage.add(-need)
-            self._count("stored_frames")
+            self._count("stored_frames", len(frames))
             self._count("stored_bytes", need)
             if pack.bits.is_full():
                 self._finishing.put(pack)
             return True
-        self._count("bypassed_frames")
+        self._count("bypassed_frames", len(frames))
         return False
-
-    def begin_write_back(self, pack_id: str, start: int, stop: int) -> None:
-        """Frames in content bytes [start, stop) were stored and are read once, soon: see `let_go`."""
-        pack = self.packs.get(pack_id)
-        if pack is not None:
-            with suppress(OSError):
-                pack.begin_write_back(start, stop)
 
     def let_go(self, pack_id: str, start: int, stop: int) -> None:
         """Content bytes [start, stop) were read by a stream: the page cache may use their memory for others.
