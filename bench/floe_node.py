@@ -28,6 +28,7 @@ class FloeNode:
             **{key: value for key, value in os.environ.items() if not key.startswith("FLOE_")},
             **environ,
             "FLOE_INDEX": f"sqlite:{self.home}/index.db",
+            "FLOE_PROFILES": "off",  # else a second cold run would profit from the first
             "FLOE_CONFIG": str(self.home / "config.toml"),
             "FLOE_CACHE_DIR": str(self.cache),
             "FLOE_ROOT": str(self.home / "snapshotter"),

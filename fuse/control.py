@@ -29,10 +29,16 @@ class ControlServer:
     """Answers on `<run_dir>/packfs.sock` from its own daemon thread until `close`."""
 
     def __init__(
-        self, run_dir: Path, *, status: Callable[[], dict[str, Any]], inflight: Callable[[Sequence[str]], int]
+        self,
+        run_dir: Path,
+        *,
+        status: Callable[[], dict[str, Any]],
+        inflight: Callable[[Sequence[str]], int],
+        mounted: Callable[[str, Sequence[str]], object] = lambda _tree, _packs: None,
     ) -> None:
         self._status = status
         self._inflight = inflight
+        self._mounted = mounted
         self._listener = _bind(run_dir)
         self._wake, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -98,11 +104,18 @@ class ControlServer:
         if op == wire.STATUS:
             return self._status()
         if op == wire.INFLIGHT:
-            packs = request.get("packs")
-            if not isinstance(packs, list) or not all(isinstance(pack, str) for pack in packs):
-                raise BadInputError("inflight needs a list of pack ids")
-            return {"inflight": self._inflight(packs)}
+            return {"inflight": self._inflight(_packs(request))}
+        if op == wire.MOUNTED:
+            self._mounted(str(request.get("tree")), _packs(request))
+            return {}
         raise BadInputError(f"unknown operation {op!r}")
+
+
+def _packs(request: dict[str, Any]) -> list[str]:
+    packs = request.get("packs")
+    if not isinstance(packs, list) or not all(isinstance(pack, str) for pack in packs):
+        raise BadInputError(f"{request['op']} needs a list of pack ids")
+    return packs
 
 
 def _bind(run_dir: Path) -> socket.socket:

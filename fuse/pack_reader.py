@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 from floe.store.cache import CacheWriter
 from floe.store.fetcher import Fetcher
 from floe.store.ids import Buffer, is_hexdigest
 from floe.store.objects.base import ObjectStore
 from floe.store.reading import Done, Read
+from floe.store.recorder import Recorder
+from floe.store.replay import Run
 
 
 class _Hits:
@@ -25,7 +28,8 @@ class PackReader:
     """Packs of `store` through the cache that `writer` writes (and which stays its owner's to close).
 
     `readahead`: the largest window of bytes fetched ahead of a sequential reader, 0 for none. `deadline`: seconds
-    that a read may take. `budget`: bytes of memory for data on its way. All methods are thread-safe.
+    that a read may take. `budget`: bytes of memory for data on its way. `recorder` is told of reads of the packs it
+    records. All methods are thread-safe.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class PackReader:
         readahead: int,
         deadline: float = 300.0,
         budget: int = 128 << 20,
+        recorder: Recorder | None = None,
     ) -> None:
         self._writer = writer
         self._fetcher = Fetcher(store, writer, readahead=readahead, deadline=deadline, budget=budget)
@@ -44,6 +49,7 @@ class PackReader:
         self._on_hand = self._fetcher.on_hand
         self._local = threading.local()
         self._hits: list[_Hits] = []
+        self._recorder = recorder or Recorder()
 
     def lookup(self, pack_id: str) -> int | None:
         """Bytes of a pack's content, without the network; None when its index is not on this node."""
@@ -82,7 +88,9 @@ class PackReader:
         return hits
 
     def _note(self, pack_id: str, offset: int, length: int) -> None:
-        """Tell the fetcher of a read that it waits for to fetch further ahead."""
+        """Record a read where that is wanted, and tell the fetcher of one that it waits for to fetch further ahead."""
+        if pack_id in self._recorder.packs:
+            self._recorder.note(pack_id, offset, length)
         for start, stop in self._marks.get(pack_id, ()):
             if offset < stop and start < offset + length:
                 self._marks.pop(pack_id, None)  # said once; the answer sets new ones
@@ -95,7 +103,13 @@ class PackReader:
         Errors: NotFoundError, BadInputError, DamagedError, UnavailableError, DeadlineError, AccessDeniedError,
         CancelledError. The buffers are the caller's until `done` returns. The result has `cancel()`.
         """
+        if pack_id in self._recorder.packs:
+            self._recorder.note(pack_id, offset, length)
         return self._fetcher.submit(pack_id, offset, length, done)
+
+    def replay(self, runs: Iterable[Run], fetched: set[tuple[str, int]]) -> None:
+        """Fetch `runs` in their order and ahead of need; `fetched` gets the frames that were not here."""
+        self._fetcher.replay(runs, fetched)
 
     def counters(self) -> dict[str, int]:
         """Requests and bytes by source (`cache_`, `prefetched_`, `store_`, `readahead_`), faults, memory, the cache's own."""
@@ -105,6 +119,7 @@ class PackReader:
             "prefetched_requests": sum(hits.prefetched_requests for hits in self._hits),
             "prefetched_bytes": sum(hits.prefetched_bytes for hits in self._hits),
             **self._fetcher.counters(),
+            **self._recorder.counts,
             **{f"kept_{name}": value for name, value in self._writer.counters().items()},
         }
 

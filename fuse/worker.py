@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,17 @@ class Worker:
         self._check_limits()
 
 
-def run_worker(run_dir: Path, reader: Reader, *, threads: int = 4, busy_poll: bool = True) -> int:
+def run_worker(
+    run_dir: Path,
+    reader: Reader,
+    *,
+    threads: int = 4,
+    busy_poll: bool = True,
+    mounted: Callable[[str, Sequence[str]], object] = lambda _tree, _packs: None,
+) -> int:
     """Serve the mount whose descriptors the keeper passed, until SIGTERM (0) or its end (EXIT_GONE).
 
-    `busy_poll`: see session.py. The caller closes `reader` afterwards; reads that this ends are not answered but left to the next worker.
+    `busy_poll`: see session.py. `mounted` is told trees and their packs as they are mounted. The caller closes `reader` afterwards; reads that this ends are not answered but left to the next worker.
     Called in the main thread. Errors in starting are logged and give an exit code too.
     """
     try:
@@ -179,7 +186,7 @@ def run_worker(run_dir: Path, reader: Reader, *, threads: int = 4, busy_poll: bo
     gc.collect()
     gc.freeze()
     worker.start(threads)
-    control = ControlServer(run_dir, status=worker.status, inflight=worker.inflight)
+    control = ControlServer(run_dir, status=worker.status, inflight=worker.inflight, mounted=mounted)
     if ready_fd >= 0:
         _tell(ready_fd)
     why = os.read(wake, 1)

@@ -6,6 +6,7 @@ objects, one a line; every request line gets exactly one reply line, in order.
     {"op": "ping"}                              -> {"ok": true, "pid": 123}
     {"op": "status"}                            -> {"ok": true, ...}    keys: fuse/worker.py, `Worker.status`
     {"op": "inflight", "packs": ["<id>", ...]}  -> {"ok": true, "inflight": 2}
+    {"op": "mounted", "tree": "<digest>", "packs": ["<id>", ...]} -> {"ok": true}    said before the mount, see `announce`
     anything else                               -> {"ok": false, "error": "...", "hint": "..."}
 
 The socket outlives its server: while one worker is being replaced by the next (some 0.3 s), or while a
@@ -18,7 +19,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,22 @@ from floe.store.errors import BadInputError, FloeError, UnavailableError
 
 SOCKET_NAME = "packfs.sock"
 MAX_LINE = 1 << 20  # bytes; a tree has at most 256 packs, whose ids make 17 KiB
-PING, STATUS, INFLIGHT = "ping", "status", "inflight"
+PING, STATUS, INFLIGHT, MOUNTED = "ping", "status", "inflight", "mounted"
 
 
 def encode(message: dict[str, Any]) -> bytes:
     """One line of the protocol."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def announce(run_dir: Path, tree: str, packs: Iterable[str]) -> None:
+    """Tell the worker that a tree over `packs` is about to be mounted, for its start-up profile.
+
+    No answer is waited for, and nothing is raised: a mount neither waits nor fails for this.
+    """
+    line = encode({"op": MOUNTED, "tree": tree, "packs": list(packs)})
+    with suppress(OSError), _connected(Path(run_dir), 0.0) as sock:
+        sock.sendall(line)
 
 
 def decode(line: bytes) -> dict[str, Any]:
@@ -81,14 +93,21 @@ class PackfsClient:
         return reply
 
     def _exchange(self, line: bytes) -> bytes:
-        # A socket address holds 107 bytes; by its directory's descriptor any run directory fits.
-        directory = os.open(self._run_dir, os.O_PATH | os.O_DIRECTORY)
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-                sock.settimeout(self._timeout)
-                sock.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
-                sock.sendall(line)
-                with sock.makefile("rb") as reader:
-                    return reader.readline(MAX_LINE)
-        finally:
-            os.close(directory)
+        with _connected(self._run_dir, self._timeout) as sock:
+            sock.sendall(line)
+            with sock.makefile("rb") as reader:
+                return reader.readline(MAX_LINE)
+
+
+@contextmanager
+def _connected(run_dir: Path, timeout: float) -> Iterator[socket.socket]:
+    """A connection whose calls take `timeout` seconds at most; OSError."""
+    # A socket address holds 107 bytes; by its directory's descriptor any run directory fits.
+    directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout)
+            sock.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+            yield sock
+    finally:
+        os.close(directory)

@@ -1,4 +1,4 @@
-"""`floe image`: index, ls, show, rm and attach."""
+"""`floe image`: index, ls, show, profile, rm and attach."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from floe.cli import output
+from floe.cli import output, profiles
 from floe.cli.context import make_spool, open_catalog
 from floe.cli.names import parse_placed_model
 from floe.cli.options import PUSHING, Commands, add_command, add_commands, add_json, add_settings, settings_of
@@ -16,7 +16,7 @@ from floe.store.errors import BadInputError, NotFoundError
 if TYPE_CHECKING:
     from floe.store.catalog import Catalog
     from floe.store.errors import FloeError
-    from floe.store.records import ImageRecord
+    from floe.store.records import ImageRecord, PackEntry
 
 _SOURCES = "HOST/NAME[:TAG|@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]"
 
@@ -31,6 +31,8 @@ def add_parser(commands: Commands) -> None:
     remove = add_command(below, "rm", "Remove an image's record; layers are shared and left to gc.", run_rm)
     for parser in (show, remove):
         parser.add_argument("image", metavar="REF", help="a name under which it was indexed, or its manifest's digest")
+    text = "a name under which it was indexed, or its manifest's digest"
+    profiles.add_profile(below, "an image's layers", run_profile, name="image", metavar="REF", text=text)
     attach = add_command(below, "attach", "Make an image that also carries models, as stub layers.", run_attach)
     attach.add_argument("source", metavar="SOURCE", help=_SOURCES)
     attach.add_argument("target", metavar="TARGET", help="where the new image goes: HOST/NAME:TAG or oci:DIR[:TAG]")
@@ -146,6 +148,53 @@ def run_show(args: argparse.Namespace) -> int:
         ),
     )
     return 0
+
+
+def run_profile(args: argparse.Namespace) -> int:
+    """What is read first of an image's layers, and of the models attached to it."""
+    settings = settings_of(args)
+    from floe.store.profiles import ProfileStore  # noqa: PLC0415 - lazy: keeps --help fast
+
+    with open_catalog(settings) as catalog:
+        record = find(catalog, args.image)
+        store = ProfileStore(catalog)
+        trees = _trees(catalog, record)
+        cleared = [store.clear(tree) for _, tree, _ in trees] if args.clear else []
+        found = [{"layer": layer, **profiles.describe(store, tree, packs)} for layer, tree, packs in trees]
+    if args.json:
+        output.print_json({**_summary(record), "layers": found, "cleared": any(cleared)})
+    elif args.clear:
+        output.line(f"{'cleared the profiles' if any(cleared) else 'there were no profiles'} of {args.image}")
+    else:
+        output.table(
+            ("LAYER", "STARTS", "FRAMES", "SIZE", "FILES", "VERSIONS"),
+            (
+                (
+                    layer["layer"].removeprefix("sha256:")[:24],
+                    str(layer["starts"]),
+                    str(layer["frames"]),
+                    format_size(layer["frame_bytes"]),
+                    str(len(layer["files"])),
+                    f"{layer['source'] or '-'} ({layer['source_starts']})",
+                )
+                for layer in found
+            ),
+        )
+    return 0
+
+
+def _trees(catalog: Catalog, record: ImageRecord) -> list[tuple[str, str, tuple[PackEntry, ...]]]:
+    """(diff id or model, tree, packs) of all that a start of the image mounts, bottom first."""
+    found = []
+    for diff_id in dict.fromkeys(record.diff_ids):
+        layer = catalog.layer(diff_id)
+        if layer is not None:
+            found.append((diff_id, layer[1].tree.digest, layer[1].packs))
+    attachment = catalog.attachment(record.manifest_digest)
+    for model in attachment.models if attachment else ():
+        packs = catalog.get_manifest(model["manifest"]).packs
+        found.append((model["name"], model["tree"], packs))
+    return found
 
 
 def run_rm(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`floe model`: push, ls, show, rm; mount is in model_mount.py."""
+"""`floe model`: push, ls, show, profile, rm; mount is in model_mount.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from floe.cli import model_mount, output
+from floe.cli import model_mount, output, profiles
 from floe.cli.context import make_spool, open_catalog
 from floe.cli.names import parse_label, parse_model, parse_tagged
 from floe.cli.options import PUSHING, Commands, add_command, add_commands, add_json, add_settings, settings_of
@@ -34,6 +34,8 @@ def add_parser(commands: Commands) -> None:
         parser.add_argument("name", metavar="NAME[:TAG]", help="the model, or NAME@DIGEST")
     for parser in (push, listing, show, remove):
         add_json(parser)
+    text = "the model, or NAME@DIGEST"
+    profiles.add_profile(below, "a model", run_profile, name="name", metavar="NAME[:TAG]", text=text)
     model_mount.add_parser(below)
 
 
@@ -132,6 +134,26 @@ def run_show(args: argparse.Namespace) -> int:
             for pack in manifest.packs
         ),
     )
+    return 0
+
+
+def run_profile(args: argparse.Namespace) -> int:
+    """What is read first of a model."""
+    settings = settings_of(args)
+    ref, _ = parse_model(args.name)
+    from floe.store.profiles import ProfileStore  # noqa: PLC0415 - lazy: keeps --help fast
+
+    with open_catalog(settings) as catalog:
+        _, manifest = catalog.resolve_model(ref)
+        store = ProfileStore(catalog)
+        cleared = args.clear and store.clear(manifest.tree.digest)
+        found = {"ref": str(ref), **profiles.describe(store, manifest.tree.digest, manifest.packs)}
+    if args.json:
+        output.print_json({**found, "cleared": cleared})
+    elif args.clear:
+        output.line(f"{'cleared the profile' if cleared else 'there was no profile'} of {ref}")
+    else:
+        profiles.show(found)
     return 0
 
 

@@ -22,7 +22,7 @@ SHARED = (
 )
 PUSHING = ("spool_dir", "workers")
 MOUNTING = ("mounter", "loop")
-READING = ("readahead", "read_deadline", "fetch_memory", "busy_poll")
+READING = ("readahead", "read_deadline", "fetch_memory", "busy_poll", "profiles")
 
 
 class Parser(argparse.ArgumentParser):
@@ -108,6 +108,11 @@ def _metavar(key: str) -> str:
         return "ADDRESS"
     if key.endswith(("_timeout", "_deadline")):
         return "SECONDS"
-    return {"workers": "N", "on_store_error": "WHAT", "registry_config": "DIRS", "mounter": "WHAT", "loop": "WHEN"}.get(
-        key, "SIZE"
-    )
+    return {
+        "workers": "N",
+        "on_store_error": "WHAT",
+        "registry_config": "DIRS",
+        "mounter": "WHAT",
+        "loop": "WHEN",
+        "profiles": "WHAT",
+    }.get(key, "SIZE")

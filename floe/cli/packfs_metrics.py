@@ -44,6 +44,13 @@ _STATUS = {
 # By the reader's counter.
 _COUNTERS = {
     "memory_bytes": ("floe_packfs_fetch_memory_bytes", GAUGE, "Memory held by data on its way."),
+    "profiles_found": ("floe_profiles_found", COUNTER, "Trees whose start-up profile was replayed."),
+    "profiles_recorded": ("floe_profiles_recorded", COUNTER, "Starts of trees that were recorded."),
+    "profiles_published": ("floe_profiles_published", COUNTER, "Recordings that changed a profile in the store."),
+    "profile_frames": ("floe_profile_replayed_frames", COUNTER, "Frames fetched for start-up profiles."),
+    "profile_bytes": ("floe_profile_replayed_bytes", COUNTER, "Content fetched for start-up profiles."),
+    "profile_used_frames": ("floe_profile_used_frames", COUNTER, "Of these, frames that the start read."),
+    "profile_unused_frames": ("floe_profile_unused_frames", COUNTER, "Of these, frames that it did not read."),
     "kept_held_bytes": ("floe_cache_held_bytes", GAUGE, "Pack content in the node cache."),
     "kept_stored_bytes": ("floe_cache_stored_bytes", COUNTER, "Pack content written to the node cache."),
     "kept_evicted_bytes": ("floe_cache_evicted_bytes", COUNTER, "Pack content evicted from the node cache."),

@@ -122,6 +122,9 @@ class Settings:
     busy_poll: str = _setting(
         "on", _one_of("on", "off"), "processor time spent on small reads' latency: on or off (on)"
     )
+    profiles: str = _setting(
+        "on", _one_of("on", "read", "off"), "start-up profiles: on, read (replayed, not recorded) or off (on)"
+    )
     address: Path | None = _setting(None, _optional_path, "the snapshotter's socket (RUN_DIR/snapshotter.sock)")
     registry_config: tuple[Path, ...] = _setting(
         (Path("/etc/containerd/certs.d"), Path("/etc/docker/certs.d")),

@@ -92,7 +92,14 @@ def _index_text(index: dict[str, Any]) -> str:
 def _packfs_text(packfs: dict[str, Any]) -> str:
     if not packfs["running"]:
         return str(packfs["state"])
-    return f"running, keeper {packfs['keeper_pid']}, worker {packfs.get('pid', '?')}"
+    text = f"running, keeper {packfs['keeper_pid']}, worker {packfs.get('pid', '?')}"
+    counters = packfs.get("counters") or {}
+    if counters.get("profile_frames"):
+        replayed = f"{counters['profile_frames']} frames ({format_size(counters['profile_bytes'])}) replayed"
+        known = [counters.get(f"profile_{kind}_frames", 0) for kind in ("used", "unused")]
+        used = ", {} of them read at the start and {} not".format(*known) if any(known) else ""  # known some time later
+        text += f"; start-up profiles: {replayed}{used}"
+    return text
 
 
 def _snapshotter_text(snapshotter: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError
 from floe.store.ids import ModelRef, check_text
 from floe.store.packindex import MODEL_FRAME
+from floe.store.profiles import ProfileStore, model_source
 from floe.store.records import KIND_MODEL, Manifest
 
 
@@ -72,6 +73,7 @@ def push_model(
             previous=_previous(catalog, ref),
         )
         previous = catalog.move_model(ref, digest, moved_from)
+        ProfileStore(catalog).seed(manifest.tree.digest, model_source(ref.name))
         stats = ingest.stats
     return PushResult(
         ref,

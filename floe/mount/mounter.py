@@ -31,7 +31,7 @@ from floe.mount.refusals import refusal
 from floe.mount.runner import HELPER_COMMAND, PORTABLE_COMMAND, MountRunner, OperationError
 from floe.mount.state import METADATA, NATIVE, PACKFS, MountRecord, RunState
 from floe.mount.trees import PackCache, Tree
-from floe.protos.packfs_control import PackfsClient
+from floe.protos.packfs_control import PackfsClient, announce
 from floe.store.errors import BusyError, DeadlineError, FloeError, PreconditionError, UnavailableError
 from floe.store.ids import check_hexdigest
 from floe.store.mounttable import PORTABLE_TYPE, TREE_TYPES
@@ -328,6 +328,8 @@ class TreeMounter:
         else:
             mode = METADATA
         record = MountRecord(digest, mode, tuple(pack.id for pack in tree.packs), self.state.boot, packfs_device=below)
+        if mode == PACKFS:
+            announce(self.run_dir, digest, record.packs)
         try:
             self.state.save(record)
             target.mkdir(mode=0o700, exist_ok=True)

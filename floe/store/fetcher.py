@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from cachetools import LRUCache, TTLCache
@@ -38,6 +39,7 @@ from floe.store.ids import Buffer
 from floe.store.objects.base import ObjectStore
 from floe.store.onhand import Held, OnHand
 from floe.store.reading import Done, Flight, Get, Read, read_local
+from floe.store.replay import Replayer, Run
 from floe.store.writebehind import WriteBehind
 
 _log = logging.getLogger(__name__)
@@ -92,6 +94,14 @@ class Fetcher:
             readahead, writer, self._budget, self.on_hand, is_absent=self._is_absent, fetch=self._fetch_ahead
         )
         self.marks = self._ahead.marks
+        self._replayer = Replayer(
+            writer,
+            self._budget,
+            self._loop,
+            is_absent=self._is_absent,
+            in_flight=self._flights.__contains__,
+            fetch=functools.partial(self._fetch_ahead, streamed=False),
+        )
         self._thread = threading.Thread(target=self._loop.run_forever, name="floe-fetch", daemon=True)
         self._thread.start()
 
@@ -120,10 +130,17 @@ class Fetcher:
             if not self._closed:
                 self._loop.call_soon_threadsafe(self._hit, pack_id, offset, length)
 
+    def replay(self, runs: Iterable[Run], fetched: set[tuple[str, int]]) -> None:
+        """See Replayer.add."""
+        with self._lock:
+            if not self._closed:
+                self._loop.call_soon_threadsafe(self._replayer.add, runs, fetched)
+
     def counters(self) -> dict[str, int]:
         """Totals since the start, and what is under way now (`reads`, `memory_bytes`, `memory_waiting`)."""
         return {
             **self._counts,
+            **self._replayer.counters(),
             "reads": len(self._reads),
             "memory_bytes": self._budget.used,
             "memory_peak_bytes": self._budget.peak,
@@ -147,6 +164,7 @@ class Fetcher:
         self._loop.close()
 
     async def _stop(self) -> None:
+        self._replayer.stop()
         for read in list(self._reads):
             self._finish(read, CancelledError("the pack reader was stopped"))
         gets = list(self._gets)
@@ -250,6 +268,7 @@ class Fetcher:
         elif (held := self.on_hand.find(*key)) is not None:
             assert held.frame is not None
             self._give(read, frame, held.frame.content, held.get)
+            self._has_read(read, held)
             return
         elif key in self._kept:
             self._give(read, frame, self._kept[key].content, None)
@@ -419,8 +438,16 @@ class Fetcher:
         flight.frame = frame
         self.on_hand.add(get, number, frame)
         waiters, flight.waiters = flight.waiters, set()
+        held = self.on_hand.find(get.pack_id, number)
         for read in waiters:
             self._give(read, number, frame.content, get)
+            if held is not None:
+                self._has_read(read, held)
+
+    def _has_read(self, read: Read, held: Held) -> None:
+        table = held.get.table
+        if read.part(held.number)[1] == held.number * table.frame_size + table.content_length(held.number):
+            self.on_hand.read(held)
 
     def damaged(self, get: Get, number: int, error: DamagedError) -> None:
         """See Receiver.damaged."""
@@ -439,10 +466,12 @@ class Fetcher:
             return False
         return not self._is_local(pack_id, frame)
 
-    def _fetch_ahead(self, pack_id: str, table: FrameTable, frames: list[int], lease: Lease) -> None:
+    def _fetch_ahead(
+        self, pack_id: str, table: FrameTable, frames: list[int], lease: Lease, *, streamed: bool = True
+    ) -> None:
         flights = [Flight(frame) for frame in frames]
         self._flights.update({(pack_id, flight.number): flight for flight in flights})
-        self._send(pack_id, table, flights, ahead=True, streamed=True, lease=lease)
+        self._send(pack_id, table, flights, ahead=True, streamed=streamed, lease=lease)
 
     def _written(self, batch: list[Held], lost: list[tuple[Held, VerifiedFrame]]) -> None:
         """See WriteBehind."""

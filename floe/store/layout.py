@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from floe.store.errors import BadInputError
-from floe.store.ids import ModelRef, check_hexdigest, check_oci_digest
+from floe.store.ids import ModelRef, check_hexdigest, check_oci_digest, hexdigest
 
 STORE_KEY = "floe.json"
 PACKS, PACK_INDEXES, CHUNK_TABLES = "packs", "indexes", "chunks"
 TREES, MANIFESTS = "trees", "manifests"
 MODEL_REFS, LAYER_REFS, CHAIN_REFS = "refs/models", "refs/layers", "refs/chains"
 IMAGE_REFS, ATTACHMENT_REFS = "refs/images", "refs/attachments"
+PROFILES, TREE_PROFILES, SOURCE_PROFILES = "profiles/", "profiles/trees", "profiles/sources"
 NO_ORG = "_"  # where an org would stand; no valid name begins so
 
 
@@ -85,3 +86,13 @@ def image_ref_key(manifest_digest: str) -> str:
 def attachment_ref_key(manifest_digest: str) -> str:
     """Which models an attached image carries; keeps them from garbage collection."""
     return _oci(ATTACHMENT_REFS, manifest_digest)
+
+
+def tree_profile_key(tree_digest: str) -> str:
+    """What of a tree is read first."""
+    return _sharded(TREE_PROFILES, tree_digest)
+
+
+def source_profile_key(source: str) -> str:
+    """What is read first of all trees that are versions of `source`, by path; named by the blake3 of its name."""
+    return _sharded(SOURCE_PROFILES, hexdigest(source.encode()))

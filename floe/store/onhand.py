@@ -82,6 +82,12 @@ class OnHand:
         pack = self._packs.get(pack_id)
         return None if pack is None else pack.frames.get(number)
 
+    def read(self, held: Held) -> None:
+        """Its stream has it to its end."""
+        held.done = True
+        if held.settled and held.frame is not None:
+            self._drop(held)
+
     def add(self, get: Get, number: int, frame: VerifiedFrame) -> None:
         """Keep a frame that has just arrived, and with it the memory of its request."""
         pack = self._packs.get(get.pack_id)
@@ -114,9 +120,7 @@ class OnHand:
         if pack is None:
             return
         for held in [h for h in pack.frames.values() if start < (h.number + 1) * pack.frame_size <= stop]:
-            held.done = True
-            if held.settled:
-                self._drop(held)
+            self.read(held)
 
     def make_room(self, need: int, spare: tuple[str, int, int] | None = None, *, urgent: bool = True) -> None:
         """Give up frames until `need` bytes of memory are free, if there are such.

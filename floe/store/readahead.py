@@ -61,10 +61,15 @@ class Stream:
         """The range to ask for now; None: far enough ahead, or at the pack's end. Then tell `ahead`."""
         if not self.established:
             return None
-        stop = self.ahead + self.piece(limit)
+        stop = self._next_stop(limit)
         if stop > self.end + min(self.window, limit) or self.ahead >= content_size:
             return None
         return self.ahead, min(stop, content_size)
+
+    def _next_stop(self, limit: int) -> int:
+        """Where the next request ahead ends: on a boundary, as parts of uploads and servers' own chunks do."""
+        piece = self.piece(limit)
+        return (self.ahead // piece + 1) * piece
 
     def passed(self) -> tuple[int, int] | None:
         """The range that the reader has left behind since this was last asked; None: not much."""
@@ -78,7 +83,7 @@ class Stream:
         """Reads that touch this range mean that `next_piece` has something new; None: no such read can come."""
         if not self.established:
             return None
-        return max(self.ahead + self.piece(limit) - min(self.window, limit), self.end), self.ahead + _REORDERED
+        return max(self._next_stop(limit) - min(self.window, limit), self.end), self.ahead + _REORDERED
 
 
 class Streams:

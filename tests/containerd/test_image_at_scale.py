@@ -5,6 +5,8 @@ The tree that a container sees is compared with the one that containerd's own ov
 
 import contextlib
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,7 +16,7 @@ from support import fleet, scale_image, seaweed
 from support.container_tree import ContainerTree, differences
 from support.containerd import Containerd, each_version, versions
 from support.floe_daemons import Daemons
-from support.floe_node import Node
+from support.floe_node import Node, wait_until
 from support.registry import running_registry
 from support.slow_proxy import SlowProxy
 
@@ -232,7 +234,7 @@ def test_indexed_image_is_pulled_lazily_and_is_the_same(
     store = stores(kind)
     # The whole content on the oldest containerd from files and on the newest from S3: it does not hang on which.
     whole = (version, kind) in ((versions()[0], "file"), (versions()[-1], fleet.INDEXES[-1]))
-    node = machine(version, {**store.environ, "FLOE_READAHEAD": "0"})
+    node = machine(version, {**store.environ, "FLOE_READAHEAD": "0", "FLOE_PROFILES": "off"})
     downloaded = registry.blob_requests()
     before = store.passed()
     if kind in fleet.INDEXES:
@@ -293,3 +295,40 @@ def test_same_image_not_indexed_is_unpacked_and_says_so(version, image, referenc
     assert status["snapshots"]["lazy"] == 0
     log = node.daemons.log("snapshotter").read_text()
     assert log.count("is unpacked the ordinary way, reason not_indexed") == 3
+
+
+def test_the_second_machine_has_what_a_start_reads_before_it_is_read(
+    reference, stores, registry, tmp_path_factory, tell
+):
+    store = stores("file")
+    profiles = store.node.store / layout.TREE_PROFILES
+    environ = {**store.environ, "FLOE_READAHEAD": "0"}
+
+    def start(wait):
+        node = Machine(versions()[-1], tmp_path_factory.mktemp("machine"), registry, environ)
+        try:
+            node.cri.pull(reference)
+            wait_until(lambda: wait(node.worker()))
+            assert node.cri.run(node.cri.run_pod("app"), reference, [])[0] == 0
+            found = node.worker()
+            before = {path: path.read_bytes() for path in profiles.rglob("*") if path.is_file()}
+            os.kill(node.pid("worker"), signal.SIGTERM)  # in good order: it says first what it recorded
+            wait_until(lambda: any(path.read_bytes() != data for path, data in before.items()))
+        finally:
+            node.close()
+        return found
+
+    first = start(lambda _: True)
+    second = start(lambda found: found["profile_frames"] and not found["memory_bytes"])
+    tell(
+        "start",
+        f"{first['store_requests']} reads of packs, {first['store_bytes'] / MIB:.1f} MiB; with a profile "
+        f"{second['store_requests']}, and {second['profile_frames']} frames, {second['readahead_bytes'] / MIB:.1f} MiB, before",
+    )
+    assert first["profiles_found"] == 0
+    assert second["store_requests"] <= first["store_requests"] // 10
+    assert second["store_bytes"] + second["readahead_bytes"] <= 1.3 * first["store_bytes"]
+    layers = store.node.json("image", "profile", reference)["layers"]
+    assert [layer["source"].rpartition("#")[2] for layer in layers] == ["0", "1", "2"]
+    assert max(layer["starts"] for layer in layers) == 2
+    assert "/app@" in store.node.floe("image", "profile", reference).stdout

@@ -70,6 +70,7 @@ def start(node, registry, tmp_path):
             settings = {}
             if floe:
                 environ = {key: node.environ[key] for key in ("FLOE_STORE", "FLOE_INDEX")}
+                environ["FLOE_PROFILES"] = "off"  # what earlier starts read would be fetched at the pull
                 daemons = Daemons(tmp_path / "h", environ)
                 stack.callback(daemons.close)
                 settings = {"snapshotter_address": daemons.address, "snapshotter_root": daemons.root}

@@ -359,7 +359,7 @@ def test_a_disk_that_hangs_costs_the_cache_frames_and_no_reader_time_or_memory(m
     counters = reader.counters()
     assert store.bytes_read == 96 * MIB  # nothing twice
     assert counters["skipped_frames"] > 32
-    assert counters["prefetched_bytes"] > 32 * MIB
+    assert counters["readahead_bytes"] > 32 * MIB
     assert counters["memory_peak_bytes"] <= 28 * MIB
     assert blocks.peak <= 28 * MIB + 2 * 8 * MIB  # beside it what two threads hang at
     disk.go.set()

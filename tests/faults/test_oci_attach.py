@@ -23,6 +23,7 @@ from floe.store.ids import ModelRef
 from floe.store.index import open_index
 from floe.store.nodes import find
 from floe.store.objects import open_store
+from floe.store.profiles import ProfileStore
 from floe.store.stub import ANNOTATION, MARKER, Marker
 from floe.store.treeobject import decode_tree
 
@@ -82,6 +83,11 @@ def test_the_placed_tree_and_the_record(catalog, built, tmp_path, indexed):
     assert model.xattrs == {b"trusted.overlay.opaque": b"y"}
     assert find(model, b"w.bin").size == 7000
     assert find(tree_of(catalog, result.stubs[1]), b"old/w.bin").size == 6
+    seeds = [ProfileStore(catalog).of_tree(stub.annotations[ANNOTATION]) for stub in result.stubs]
+    assert [(seed.source, seed.prefix) for seed in seeds] == [
+        ("models/org/model", PLACE.strip("/").encode() + b"/"),
+        ("models/other", b"old/"),
+    ]
     record = catalog.attachment(result.manifest_digest)
     assert [(m["name"], m["path"]) for m in record.models] == [("org/model:1", PLACE), ("other:latest", "/old")]
     assert record.models[0]["tree"] == result.stubs[0].annotations[ANNOTATION]

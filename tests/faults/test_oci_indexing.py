@@ -146,10 +146,14 @@ def test_refs_come_last(tmp_path):
     with contextlib.closing(Catalog(store, open_index(None))) as catalog:
         index_image(catalog, three(tmp_path).source, spool_dir=tmp_path)
     written = [request.key for request in store.requests if request.op.startswith("put")]
-    kinds = [key.split("/")[1] if key.startswith("refs/") else "content" for key in written if key != "floe.json"]
+    kinds = [
+        key.split("/")[1] if key.startswith(("refs/", "profiles/")) else "content"
+        for key in written
+        if key != "floe.json"
+    ]
     first = kinds.index("layers")
     assert set(kinds[:first]) == {"content"}
-    assert kinds[first:] == ["layers"] * 3 + ["chains"] * 3 + ["images"]
+    assert kinds[first:] == ["layers"] * 3 + ["chains"] * 3 + ["images"] + ["trees"] * 3
 
 
 def blob(directory, data):

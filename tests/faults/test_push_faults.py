@@ -79,6 +79,7 @@ def test_order_of_writing(model, tmp_path):
         layout.tree_key(result.manifest.tree.digest),
         layout.manifest_key(result.digest),
         layout.model_ref_key(REF),
+        layout.tree_profile_key(result.manifest.tree.digest),
     ]
 
 

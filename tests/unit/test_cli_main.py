@@ -233,7 +233,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     ("line", "expected"),
     [
         ("floe mod", ["model"]),
-        ("floe model ", ["push", "ls", "show", "rm", "mount"]),
+        ("floe model ", ["push", "ls", "show", "rm", "profile", "mount"]),
         ("floe model pu", ["push"]),
         ("floe --store file:///x model sh", ["show"]),
         ("floe model push --lab", ["--label"]),

@@ -87,6 +87,18 @@ def test_random_reads_make_no_stream():
     assert list(streams.marks("p")) == []
 
 
+def test_requests_end_on_boundaries_of_their_size():
+    streams, pieces = Streams(LIMIT), []
+    at = 300 << 10  # nothing of the reader's is aligned
+    while at < 100 * MIB:
+        pieces += drain(streams.note("p", at, 700 << 10, waited=True))
+        at += 700 << 10
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(pieces))
+    assert {stop % MIB for _, stop in pieces} == {0}
+    large = [piece for piece in pieces if piece[0] > 48 * MIB]  # the window is at its largest
+    assert all(start % (8 * MIB) == 0 and stop - start == 8 * MIB for start, stop in large)
+
+
 def test_a_read_that_touches_a_mark_gets_the_next_piece():
     streams = Streams(LIMIT)
     streams.note("p", 0, MIB, waited=True)

@@ -56,6 +56,7 @@ def test_every_key_works_in_file_environment_and_flag(tmp_path):
         "read_deadline": "1.5",
         "fetch_memory": "9MiB",
         "busy_poll": "off",
+        "profiles": "read",
         "address": "/e",
         "registry_config": "/f:/g",
         "prepare_timeout": "4",

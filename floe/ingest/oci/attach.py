@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -29,6 +30,7 @@ from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DamagedError, NotFoundError
 from floe.store.ids import ModelRef, check_text
 from floe.store.nodes import FileContent, Node, chunk_bits
+from floe.store.profiles import ProfileStore, model_source
 from floe.store.records import AttachmentRecord, Manifest
 from floe.store.stub import ANNOTATION, Marker
 
@@ -141,6 +143,8 @@ class _Attaching:
         top = Node(root.mode, root.uid, root.gid, root.mtime, root.mtime_ns, xattrs=xattrs, children=root.children)
         above = {path: node for path, node in parents.items() if path in places.parents_of(model.path)}
         tree = publish_tree(self._catalog, place_tree(top, model.path, {k: _plain(v) for k, v in above.items()}))
+        prefix = os.fsencode(model.path.strip("/")) + b"/"
+        ProfileStore(self._catalog).seed(tree, model_source(model.ref.name), prefix)
         marker = Marker(tree, model.path, str(model.ref), model.digest)
         tar, blob = stubs.build_stub(marker, above)
         docker = self._image.manifest.media_type == media.DOCKER_MANIFEST

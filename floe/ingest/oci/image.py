@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -34,6 +34,7 @@ from floe.store.errors import CancelledError, DamagedError, NotFoundError, Unsup
 from floe.store.ids import chain_ids, check_text
 from floe.store.nodes import Node
 from floe.store.packindex import LAYER_FRAME, PackIndex
+from floe.store.profiles import ProfileStore, layer_source
 from floe.store.records import KIND_LAYER, ChainRecord, ImageRecord, Manifest
 from floe.store.treeobject import decode_tree
 
@@ -314,7 +315,15 @@ class _Indexing:
             indexed=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         self._catalog.set_image(record)
+        self._seed_profiles(by_diff)
         return IndexResult(record, tuple(layers), self._new_packs, self._new_bytes, tuple(self._warnings))
+
+    def _seed_profiles(self, layers: Mapping[str, _Layer]) -> None:
+        profiles = ProfileStore(self._catalog)
+        for layer in layers.values():
+            if layer.result is not None:
+                source = layer_source(self._image.name, str(self._image.platform), layer.number)
+                profiles.seed(layer.result[1].tree.digest, source)
 
 
 __all__ = ["PARENT_LABEL", "IndexResult", "IndexedLayer", "index_image", "open_source"]
