@@ -54,6 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--files", type=int, default=20_000, help="number of small files (default 20000)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each workload (default 7)")
     parser.add_argument("--first-rounds", type=int, default=3, help="rounds of first reads from the bucket (default 3)")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only workloads with this in their names")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where to work; a real disk, 20 GiB free")
     parser.add_argument("--output", type=Path, help="write JSON to this file too, e.g. bench/results/first.json")
     parser.add_argument("--plot", type=Path, help="draw the medians into this file (.svg or .png)")
@@ -77,7 +78,7 @@ def _measure(work: Path, options: argparse.Namespace) -> Results:
         }
         if options.local:
             _add_floe(stack, work, source, {"FLOE_STORE": f"file://{work}/store"}, folders, results)
-            _rounds(results, folders, options.rounds)
+            _rounds(results, folders, options)
         else:
             _with_peers(stack, work, source, folders, results, options)
     return results
@@ -130,7 +131,7 @@ def _with_peers(
     _say("copying the data into JuiceFS")
     juice.fill(source)
     _read_all(juice.mountpoint)
-    _rounds(results, {**folders, JUICE: juice.mountpoint}, options.rounds)
+    _rounds(results, {**folders, JUICE: juice.mountpoint}, options)
 
     cold = FloeNode(work, "cold", store)
     stack.callback(cold.umount)
@@ -150,6 +151,8 @@ def _with_peers(
     )
     mounts: dict[str, list[float]] = {COLD: [], JUICE: []}
     for title, workload in workloads.FIRST_READS.items():
+        if options.only not in title:
+            continue
 
         def first(node: FloeNode | peers.JuiceFS, name: str, read: Callable[[Path], float] = workload) -> float:
             mounts[name].append(node.cold_mount())
@@ -175,13 +178,15 @@ def _with_peers(
     }
 
 
-def _rounds(results: Results, folders: dict[str, Path], rounds: int) -> None:
+def _rounds(results: Results, folders: dict[str, Path], options: argparse.Namespace) -> None:
     for title, workload in workloads.WORKLOADS.items():
+        if options.only not in title:
+            continue
         for folder in folders.values():
             workload(folder)  # brings every backing file into the page cache, for all alike
         _say(f"{title}: {', '.join(folders)}")
         # Subjects take turns within a round, so that a slow minute of the machine hits all of them.
-        results.measure(title, rounds, partial(_one_round, workload, folders))
+        results.measure(title, options.rounds, partial(_one_round, workload, folders))
 
 
 def _one_round(workload: Callable[[Path], float], folders: dict[str, Path]) -> dict[str, float]:
