@@ -53,9 +53,7 @@ class Ahead:
                 table = self._writer.table(pack_id)
         while table is not None:
             piece = stream.next_piece(streams.limit, table.content_size)
-            if piece is None:
-                break
-            if not self._ask(pack_id, table, stream, *piece):
+            if piece is None or not self._ask(pack_id, table, stream, *piece):
                 break
             stream.ahead = piece[1]
         marks = list(streams.marks(pack_id))

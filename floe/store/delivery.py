@@ -77,7 +77,7 @@ class Delivery:
         self._downloader.close()
 
     async def _attempt(self, get: Get, first: int, count: int, *, again: int) -> list[int]:
-        """Fetch, verify, hand out and store frames; the numbers of those that did not match."""
+        """Fetch, verify and hand out frames; the numbers of those that did not match."""
         try:
             data = await self._downloader.download(get, first, count, another_way=again == _TRIES - 1)
         except (DamagedError, TransitDamageError):

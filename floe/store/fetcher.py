@@ -110,31 +110,29 @@ class Fetcher:
     def submit(self, pack_id: str, offset: int, length: int, done: Done) -> Read:
         """Begin a read; `done` is called once, from another thread, with its pieces in order or the error."""
         read = Read(self, pack_id, offset, length, done)
-        with self._lock:
-            if not self._closed:
-                self._loop.call_soon_threadsafe(self._start, read)
-                return read
-        error = CancelledError("the pack reader was stopped")
-        threading.Thread(target=done, args=(error,), name="floe-reply", daemon=True).start()
+        if not self._begin_soon(self._start, read):
+            error = CancelledError("the pack reader was stopped")
+            threading.Thread(target=done, args=(error,), name="floe-reply", daemon=True).start()
         return read
 
     def cancel(self, read: Read) -> None:
         """See Read.cancel."""
-        with self._lock:
-            if not self._closed:
-                self._loop.call_soon_threadsafe(self._cancel, read)
+        self._begin_soon(self._cancel, read)
 
     def hit(self, pack_id: str, offset: int, length: int) -> None:
-        """The cache answered a read that touches one of `marks`."""
-        with self._lock:
-            if not self._closed:
-                self._loop.call_soon_threadsafe(self._hit, pack_id, offset, length)
+        """Cache or memory answered a read that touches one of `marks`."""
+        self._begin_soon(self._hit, pack_id, offset, length)
 
     def replay(self, runs: Iterable[Run], fetched: set[tuple[str, int]]) -> None:
         """See Replayer.add."""
+        self._begin_soon(self._replayer.add, runs, fetched)
+
+    def _begin_soon(self, call: Callable[..., object], *args: object) -> bool:
+        """Run `call` in the loop; False once closing has begun."""
         with self._lock:
             if not self._closed:
-                self._loop.call_soon_threadsafe(self._replayer.add, runs, fetched)
+                self._loop.call_soon_threadsafe(call, *args)
+            return not self._closed
 
     def counters(self) -> dict[str, int]:
         """Totals since the start, and what is under way now (`reads`, `memory_bytes`, `memory_waiting`)."""

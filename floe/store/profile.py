@@ -16,8 +16,10 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import zstandard
 
-from floe.store.errors import DamagedError, UnsupportedError
+from floe.store.errors import DamagedError, TransitDamageError, UnsupportedError
+from floe.store.frames import decode_frame
 from floe.store.ids import Buffer, digest
+from floe.store.packindex import CODEC_ZSTD, FrameEntry
 
 VERSION = 1
 PIECE = 128 << 10  # bytes; the grid on which a file's bytes are told apart: a frame of image layers
@@ -108,11 +110,16 @@ class Profile:
                 f"{key} has format version {version}, flags {flags:#x}; this Floe reads version {VERSION}",
                 hint="upgrade Floe on this node",
             )
-        body = _unpack(memoryview(data)[_HEADER.size :], size)
-        if body is None or digest(body) != expected:
-            raise DamagedError(f"{key} does not match its digest", hint=_REPAIR)
+        packed = memoryview(data)[_HEADER.size :]
+        damaged = DamagedError(f"{key} does not match its digest", hint=_REPAIR)
+        if size > _BODY_MAX:
+            raise damaged
         try:
-            return _parse(body, starts, frames, files)
+            verified = decode_frame(packed, FrameEntry(len(packed), CODEC_ZSTD, expected), size)
+        except TransitDamageError as error:
+            raise damaged from error
+        try:
+            return _parse(bytes(verified.content), starts, frames, files)
         except (struct.error, ValueError) as error:
             raise DamagedError(f"{key} cannot be parsed: {error}", hint=_REPAIR) from error
 
@@ -185,18 +192,6 @@ def _within_paths(pieces: dict[Piece, Touch]) -> dict[Piece, Touch]:
 def _hot(touches: Mapping[K, Touch], starts: int) -> list[K]:
     hot = [(touch.first, key) for key, touch in touches.items() if touch.starts * _SHARE >= starts]
     return [key for _, key in sorted(hot)]
-
-
-def _unpack(packed: Buffer, size: int) -> bytes | None:
-    if size > _BODY_MAX:
-        return None
-    try:
-        # The frame's own size is what the library allocates, whatever max_output_size says: check it first.
-        if zstandard.frame_content_size(packed) != size:
-            return None
-        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError:
-        return None
 
 
 def _parse(body: bytes, starts: int, frames: int, files: int) -> Profile:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from floe.store.budget import Budget, Lease
 from floe.store.cache import CacheWriter
+from floe.store.cache.bitmap import runs
 from floe.store.errors import FloeError
 from floe.store.frames import FrameTable
 
@@ -49,25 +50,18 @@ def plan(frames: Iterable[tuple[str, int]], frame_size: Callable[[str], int]) ->
                 seen.add((pack_id, number))
                 fresh.setdefault(pack_id, []).append(number)
                 left -= frame_size(pack_id)
-        runs = [run for pack_id, numbers in fresh.items() for run in _runs(pack_id, numbers, frame_size(pack_id))]
+        found = [run for pack_id, numbers in fresh.items() for run in _runs(pack_id, numbers, frame_size(pack_id))]
         place = {key: position for position, key in reversed(list(enumerate(batch)))}
         yield from sorted(
-            runs, key=lambda run: min(place[run.pack_id, number] for number in range(run.first, run.stop))
+            found, key=lambda run: min(place[run.pack_id, number] for number in range(run.first, run.stop))
         )
 
 
 def _runs(pack_id: str, numbers: list[int], frame_size: int) -> Iterator[Run]:
     most = max(1, RUN_BYTES // frame_size)
-    first = last = -1
-    for number in sorted(numbers):
-        if first >= 0 and number == last + 1 and number - first < most:
-            last = number
-            continue
-        if first >= 0:
-            yield Run(pack_id, first, last + 1)
-        first = last = number
-    if first >= 0:
-        yield Run(pack_id, first, last + 1)
+    for first, count in runs(sorted(numbers)):
+        for start in range(first, first + count, most):
+            yield Run(pack_id, start, min(start + most, first + count))
 
 
 class _Order:

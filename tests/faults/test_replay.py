@@ -1,9 +1,9 @@
 """Replaying through a fetcher: demand joins and overtakes, what is here costs nothing, what fails is let be."""
 
 import threading
-import time
 
 import pytest
+from support.floe_node import wait_until
 from support.packs import make_pack, random_content
 from support.reading import read, submit
 from support.stores import RecordingStore, SilentStore, SlowStore, UnreachableStore
@@ -15,13 +15,6 @@ from floe.store.replay import Run
 
 MIB = 1 << 20
 FRAME = 128 << 10
-
-
-def eventually(condition, timeout=20.0):
-    until = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < until, "it did not come to be"
-        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -63,7 +56,7 @@ def arrived(reader, count):
 def test_it_fetches_in_order_and_reads_find_it(node, pack):
     reader, store = node()
     fetched = replay(reader, pack, (40, 44), (3, 4), (0, 2))
-    eventually(arrived(reader, 7))
+    wait_until(arrived(reader, 7))
     assert sorted(number for _, number in fetched) == [0, 1, 3, 40, 41, 42, 43]
     assert [request.start // FRAME for request in store.ops("get_async")] == [40, 3, 0]
     before = store.bytes_read
@@ -78,10 +71,10 @@ def test_it_fetches_in_order_and_reads_find_it(node, pack):
 def test_what_is_here_costs_nothing(node, pack):
     reader, store = node()
     read(reader, pack.id, 0, 4 * FRAME)
-    eventually(arrived(reader, 4))
+    wait_until(arrived(reader, 4))
     before = store.bytes_read
     fetched = replay(reader, pack, (0, 4), (2, 6))
-    eventually(arrived(reader, 6))
+    wait_until(arrived(reader, 6))
     assert sorted(number for _, number in fetched) == [4, 5]
     assert store.bytes_read - before == 2 * FRAME
 
@@ -90,7 +83,7 @@ def test_a_read_joins_what_is_on_its_way(node, pack):
     gate = threading.Event()
     reader, store = node(lambda inner: SlowStore(inner, gate=gate))
     replay(reader, pack, (0, 8))
-    eventually(lambda: reader.counters()["profile_requests"] == 1)
+    wait_until(lambda: reader.counters()["profile_requests"] == 1)
     answer = submit(reader, pack.id, 3 * FRAME, 10)
     gate.set()
     assert answer.wait() == pack.content[3 * FRAME : 3 * FRAME + 10]
@@ -113,11 +106,11 @@ def test_a_read_overtakes_what_waits(node, pack):
 
     reader, _ = node(wrap)
     replay(reader, pack, *((n, n + 1) for n in range(0, 60, 2)))
-    eventually(lambda: reader.counters()["profile_requests"] == 16)  # no more at a time
+    wait_until(lambda: reader.counters()["profile_requests"] == 16)  # no more at a time
     assert submit(reader, pack.id, 63 * FRAME, 10).wait() == pack.content[63 * FRAME : 63 * FRAME + 10]
     assert reader.counters()["profile_requests"] == 16
     silent[0].release()
-    eventually(lambda: reader.counters()["profile_requests"] == 30)
+    wait_until(lambda: reader.counters()["profile_requests"] == 30)
 
 
 def test_it_stays_below_half_of_the_memory(node, pack):
@@ -129,11 +122,11 @@ def test_it_stays_below_half_of_the_memory(node, pack):
 
     reader, _ = node(wrap, budget=2 * MIB)  # an eighth of it is for frames the cache could not keep
     replay(reader, pack, *((n, n + 1) for n in range(0, 60, 2)))
-    eventually(lambda: reader.counters()["profile_requests"] > 0)
-    eventually(lambda: silent[0].waiting == reader.counters()["profile_requests"])
+    wait_until(lambda: reader.counters()["profile_requests"] > 0)
+    wait_until(lambda: silent[0].waiting == reader.counters()["profile_requests"])
     assert reader.counters()["memory_peak_bytes"] <= 7 * MIB // 8
     silent[0].release()
-    eventually(arrived(reader, 30))
+    wait_until(arrived(reader, 30))
 
 
 def test_memory_is_left_to_others_when_more_has_arrived(node, pack):
@@ -141,7 +134,7 @@ def test_memory_is_left_to_others_when_more_has_arrived(node, pack):
     gone = []
     reader._fetcher._replayer._let_go = lambda *what: gone.append(what)
     replay(reader, pack, *((n, n + 1) for n in range(0, 20, 2)))
-    eventually(lambda: arrived(reader, 10)() and not reader._fetcher._replayer.busy)
+    wait_until(lambda: arrived(reader, 10)() and not reader._fetcher._replayer.busy)
     assert len(gone) == 7
     assert all(stop - start == FRAME for _, start, stop in gone)
 
@@ -149,7 +142,7 @@ def test_memory_is_left_to_others_when_more_has_arrived(node, pack):
 def test_a_run_that_can_never_fit_is_passed_over(node, pack):
     reader, _ = node(budget=MIB)
     fetched = replay(reader, pack, (0, 32), (40, 41))
-    eventually(arrived(reader, 1))
+    wait_until(arrived(reader, 1))
     assert sorted(number for _, number in fetched) == [40]
 
 
@@ -162,7 +155,7 @@ def test_an_unreachable_store_is_not_asked_on_and_on(node, pack):
 
     reader, _ = node(wrap)
     replay(reader, pack, *((n, n + 1) for n in range(0, 64, 2)))
-    eventually(lambda: reader.counters()["profile_requests"] and not reader._fetcher._replayer.busy)
+    wait_until(lambda: reader.counters()["profile_requests"] and not reader._fetcher._replayer.busy)
     assert reader.counters()["profile_requests"] <= 16 + 4
     unreachable[0].down = False
     assert read(reader, pack.id, 0, 10) == pack.content[:10]
@@ -172,5 +165,5 @@ def test_packs_and_frames_that_are_not_there_are_passed_over(node, pack):
     reader, _ = node()
     fetched = set()
     reader.replay([Run("0" * 64, 0, 4), Run(pack.id, 63, 900), Run(pack.id, 5000, 5001)], fetched)
-    eventually(arrived(reader, 1))
+    wait_until(arrived(reader, 1))
     assert fetched == {(pack.id, 63)}

@@ -5,6 +5,7 @@ import stat
 import time
 
 import pytest
+from support.floe_node import wait_until
 from support.packs import make_pack, random_content
 from support.reading import read
 from support.stores import CountdownFailureStore, RecordingStore, SilentStore, StoreWrapper
@@ -29,13 +30,6 @@ from floe.store.recorder import Recorder
 
 FILES = 60
 SIZE = 200_000  # bytes of a file: two frames, one of them shared with its neighbour
-
-
-def eventually(condition, timeout=20.0):
-    until = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < until, "it did not come to be"
-        time.sleep(0.002)
 
 
 class Version:
@@ -137,7 +131,7 @@ def test_the_next_node_fetches_what_the_first_one_read_in_that_order(machine, st
     recording = RecordingStore(store)
     node = machine(recording, version).mount()
     wanted = version.frames(40, 3, 20)
-    eventually(lambda: node.counters()["kept_stored_frames"] == len(wanted))
+    wait_until(lambda: node.counters()["kept_stored_frames"] == len(wanted))
     asked = [request.start for request in recording.ops("get_async")]
     assert asked == [min(stored(version, frame) for frame in version.frames(number)) for number in (40, 3, 20)]
     before = recording.bytes_read
@@ -157,7 +151,7 @@ def stored(version, frame):
 def test_a_node_that_has_it_all_in_its_cache_teaches_others(machine, store):
     version = Version(store)
     node = machine(store, version).read(7)
-    eventually(lambda: node.counters()["kept_stored_frames"] == len(version.frames(7)))
+    wait_until(lambda: node.counters()["kept_stored_frames"] == len(version.frames(7)))
     node.mount().read(7)
     node.startup.close()
     counters = node.counters()
@@ -174,7 +168,7 @@ def test_a_new_version_profits_from_its_predecessor(machine, store):
     recording = RecordingStore(store)
     node = machine(recording, new).mount()
     wanted = new.frames(40, 3, 20)
-    eventually(lambda: node.counters()["kept_stored_frames"] == len(wanted))
+    wait_until(lambda: node.counters()["kept_stored_frames"] == len(wanted))
     before = recording.bytes_read
     node.read(40, 3, 20)
     assert recording.bytes_read == before
@@ -189,7 +183,7 @@ def test_what_one_of_many_starts_read_is_not_fetched(machine, store):
     for _ in range(4):
         start(machine, store, version, 1)
     node = machine(store, version).mount()
-    eventually(lambda: node.counters()["kept_stored_frames"] == len(version.frames(1)))
+    wait_until(lambda: node.counters()["kept_stored_frames"] == len(version.frames(1)))
     node.read(1)
     node.startup.close()
     assert node.counters()["profile_frames"] == len(version.frames(1))
@@ -242,7 +236,7 @@ def test_a_profile_that_does_not_fit_its_tree_fetches_nothing_wrong(machine, sto
     odd = Profile(1, frames={(0, 1): Touch(0, 1), (0, 1 << 30): Touch(1, 1), (9, 0): Touch(2, 1)})
     store.put(layout.tree_profile_key(version.tree), odd.encode())
     node = machine(store, version).mount()
-    eventually(lambda: node.counters()["kept_stored_frames"] == 1)
+    wait_until(lambda: node.counters()["kept_stored_frames"] == 1)
     node.read(1)
 
 
@@ -254,7 +248,7 @@ def test_a_silent_store_delays_neither_mounts_nor_the_end(machine, store, monkey
     began = time.monotonic()
     node.mount()
     node.read(1, 2)
-    eventually(lambda: silent.waiting == 1)
+    wait_until(lambda: silent.waiting == 1)
     node.startup.close()
     assert time.monotonic() - began < 15  # not for ever: the look-up still hangs
     silent.release()
@@ -265,7 +259,7 @@ def test_the_setting(machine, store, mode, replayed, published):
     version = Version(store)
     start(machine, store, version, 1)
     node = machine(store, version, mode=mode).mount()
-    eventually(lambda: node.counters()["profiles_found"] == replayed)
+    wait_until(lambda: node.counters()["profiles_found"] == replayed)
     node.read(1)
     node.startup.close()
     assert node.counters()["profiles_published"] == published

@@ -164,10 +164,10 @@ class CacheWriter:
         if all(map(pack.bits.is_trusted, numbers)):
             return True
         need = sum(map(table.content_length, numbers))
+        contents = [frame.content for frame in frames]
         for attempt in (1, 2):
             if not self._reserve(need, full=attempt == 2):
                 break
-            contents = [frame.content for frame in frames]
             try:
                 pack.store(first, contents, self._boot_id, reserved=need, direct=direct)
             except OSError as error:
