@@ -390,7 +390,7 @@ def test_a_disk_that_fails_writes_never_fails_a_read(cache, stack, monkeypatch, 
         patch.setattr(cached_pack, "write_all", fail)
         assert read(reader, pack.id, 0, 2 * MIB) == pack.content
         eventually(lambda: reader.counters()["kept_bypassed_frames"] == 16)
-    assert reader.counters()["kept_write_errors"] >= 1
+    assert reader.counters()["kept_write_errors"] == 2  # of one run of frames, tried twice
     assert writer.counters()["held_bytes"] == 0
 
 
