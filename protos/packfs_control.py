@@ -5,8 +5,10 @@ objects, one a line; every request line gets exactly one reply line, in order.
 
     {"op": "ping"}                              -> {"ok": true, "pid": 123}
     {"op": "status"}                            -> {"ok": true, ...}    keys: fuse/worker.py, `Worker.status`
-    {"op": "inflight", "packs": ["<id>", ...]}  -> {"ok": true, "inflight": 2}
+    {"op": "inflight", "packs": ["<id>", ...]}  -> {"ok": true, "inflight": 2, "reads": [12, 18]}    see `unanswered`
     {"op": "mounted", "tree": "<digest>", "packs": ["<id>", ...]} -> {"ok": true}    said before the mount, see `announce`
+    {"op": "expected", "tree": "<digest>", "bytes": 4096} -> {"ok": true}    see `expect`
+    {"op": "unexpected", "tree": "<digest>"}    -> {"ok": true}    see `unexpect`
     anything else                               -> {"ok": false, "error": "...", "hint": "..."}
 
 The socket outlives its server: while one worker is being replaced by the next (some 0.3 s), or while a
@@ -24,11 +26,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from floe.store import jsontext
 from floe.store.errors import BadInputError, FloeError, UnavailableError
 
 SOCKET_NAME = "packfs.sock"
 MAX_LINE = 1 << 20  # bytes; a tree has at most 256 packs, whose ids make 17 KiB
 PING, STATUS, INFLIGHT, MOUNTED = "ping", "status", "inflight", "mounted"
+EXPECTED, UNEXPECTED = "expected", "unexpected"
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -41,7 +45,25 @@ def announce(run_dir: Path, tree: str, packs: Iterable[str]) -> None:
 
     No answer is waited for, and nothing is raised: a mount neither waits nor fails for this.
     """
-    line = encode({"op": MOUNTED, "tree": tree, "packs": list(packs)})
+    _say(run_dir, {"op": MOUNTED, "tree": tree, "packs": list(packs)})
+
+
+def expect(run_dir: Path, tree: str, nbytes: int) -> None:
+    """Tell the worker that a tree, which is on this node with its packs' indexes, will be mounted some time soon.
+
+    It begins to fetch what a start needs by the tree's profile, or without one `nbytes` of content from the front. As
+    for `announce`, no answer is waited for, and nothing is raised.
+    """
+    _say(run_dir, {"op": EXPECTED, "tree": tree, "bytes": nbytes})
+
+
+def unexpect(run_dir: Path, tree: str) -> None:
+    """Take `expect` back: what is not asked for yet is not fetched."""
+    _say(run_dir, {"op": UNEXPECTED, "tree": tree})
+
+
+def _say(run_dir: Path, message: dict[str, Any]) -> None:
+    line = encode(message)
     with suppress(OSError), _connected(Path(run_dir), 0.0) as sock:
         sock.sendall(line)
 
@@ -49,7 +71,7 @@ def announce(run_dir: Path, tree: str, packs: Iterable[str]) -> None:
 def decode(line: bytes) -> dict[str, Any]:
     """The object in one line; BadInputError when there is none."""
     try:
-        message = json.loads(line)
+        message = jsontext.parse(line, MAX_LINE)
     except ValueError:
         message = None
     if not isinstance(message, dict):
@@ -78,7 +100,15 @@ class PackfsClient:
 
     def inflight(self, pack_ids: Iterable[str]) -> int:
         """How many reads on these packs are not answered; requests the worker is too busy to take count as theirs."""
-        return int(self._call({"op": INFLIGHT, "packs": list(pack_ids)})["inflight"])
+        return self.unanswered(pack_ids)[0]
+
+    def unanswered(self, pack_ids: Iterable[str]) -> tuple[int, frozenset[int]]:
+        """The same, and numbers of these reads, which no other read of the mount has, before or after.
+
+        Those that nobody has taken yet have none, nor have those of a worker of an earlier version.
+        """
+        reply = self._call({"op": INFLIGHT, "packs": list(pack_ids)})
+        return int(reply["inflight"]), frozenset(map(int, reply.get("reads", ())))
 
     def _call(self, request: dict[str, Any]) -> dict[str, Any]:
         path = self._run_dir / SOCKET_NAME

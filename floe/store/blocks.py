@@ -12,7 +12,7 @@ import weakref
 
 from floe.store.packindex import MAX_FRAME
 
-_SPARE = 16 << 20  # bytes that may lie unused
+_SPARE = 32 << 20  # bytes that may lie unused
 _PAGE = mmap.PAGESIZE
 
 
@@ -32,7 +32,7 @@ class Blocks:
         try:
             memory = free.pop()
         except IndexError:
-            memory = mmap.mmap(-1, size)
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # It dies with the last view, however views were sliced and passed on; that nobody can forget to tell.
         holder = (ctypes.c_ubyte * size).from_buffer(memory)
         weakref.finalize(holder, self._give_back, memory).atexit = False

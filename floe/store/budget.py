@@ -77,9 +77,14 @@ class Budget:
             self._waiting.setdefault(pack_id, deque()).append(asked)
         return asked
 
+    @property
+    def spare(self) -> int:
+        """Bytes that work which can wait may hold altogether."""
+        return self.size // 2
+
     def try_lease(self, pack_id: str, size: int) -> Lease | None:
         """A lease for work that can wait: only from the first half of the budget, and when nobody else waits."""
-        if self._waiting or self.used + size > self.size // 2:
+        if self._waiting or self.used + size > self.spare:
             return None
         return self._take(pack_id, size)
 

@@ -16,16 +16,25 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TypeVar
 
-from floe.store import layout
+from floe.store import imagenames, layout
 from floe.store.chunkfinder import ChunkFinder
-from floe.store.errors import BadInputError, ConflictError, DamagedError, FloeError, NotFoundError, UnavailableError
-from floe.store.ids import ModelRef, check_hexdigest, hexdigest
+from floe.store.errors import (
+    BadInputError,
+    ConflictError,
+    DamagedError,
+    FloeError,
+    NotFoundError,
+    UnavailableError,
+    UntrustedError,
+)
+from floe.store.ids import ModelRef, chain_ids, check_hexdigest, hexdigest
 from floe.store.index.base import ChunkPlace, Index
 from floe.store.objects.base import ObjectStore
 from floe.store.packindex import ChunkEntry
 from floe.store.records import (
     KIND_LAYER,
     KIND_MODEL,
+    PARENT_LABEL,
     AttachmentRecord,
     ChainRecord,
     ImageRecord,
@@ -35,25 +44,30 @@ from floe.store.records import (
     StoreRecord,
 )
 from floe.store.refs import Damaged, list_records, remove_ref, replace_record, replace_unchanged
+from floe.store.signing import Statement
+from floe.store.vouching import Vouching
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
 
 _INDEX_REST = 30.0  # seconds without the index after it failed
-_MIN_PREFIX = 4  # hex digits of a digest that may stand for it
 _PUSH_AGAIN = "push its model or index its image again"
 
 
 class Catalog:
     """What `store` holds, by name, with `index` to look it up faster. Thread-safe.
 
-    Every method raises the store's errors; a failing index is only logged.
+    Every method raises the store's errors; a failing index is only logged. Where `vouching` has trust, what `resolve_model`,
+    `layer` and `resolve_chain` find is signed, or it is an UntrustedError; where it has a signer, refs that are set are signed.
+    `by`: who is said to have moved a tag; "": nobody.
     """
 
-    def __init__(self, store: ObjectStore, index: Index) -> None:
+    def __init__(self, store: ObjectStore, index: Index, vouching: Vouching | None = None, *, by: str = "") -> None:
         self.store = store
+        self._by = by
         self.index = index
+        self.vouching = vouching or Vouching()
         self._record: StoreRecord | None = None
         self._index_resting_until = 0.0  # time.monotonic()
         self._chunks = ChunkFinder(store, index)
@@ -119,18 +133,29 @@ class Catalog:
     # Models
 
     def resolve_model(self, ref: ModelRef) -> tuple[str, Manifest]:
-        """The digest and manifest of a model, by tag or by digest. NotFoundError when there is no such model."""
+        """The digest and manifest of a model, by tag or by digest. NotFoundError when there is no such model.
+
+        UntrustedError unless the tag is signed; of a digest, the tree.
+        """
         self.check_store()
-        digest = ref.digest or self._model_ref(ref).manifest
+        if ref.digest:
+            digest = ref.digest
+        else:
+            found = self.model_ref(ref)
+            digest = found.manifest
+            self.vouching.check(Statement.model(ref, digest), found.signatures)
         try:
             manifest = self.get_manifest(digest)
         except NotFoundError as error:
             raise NotFoundError(f"model {ref}: its manifest {digest} is not in the store", hint=_PUSH_AGAIN) from error
         if manifest.kind != KIND_MODEL:
             raise NotFoundError(f"{ref} is a {manifest.kind}, not a model", hint="`floe model ls` lists the models")
+        if ref.digest:
+            self.check_tree(manifest.tree.digest)
         return digest, manifest
 
-    def _model_ref(self, ref: ModelRef) -> Ref:
+    def model_ref(self, ref: ModelRef) -> Ref:
+        """What a tag names, whoever signed it. NotFoundError when there is no such tag."""
         key = layout.model_ref_key(ref)
         try:
             return Ref.decode(self.store.get(key), key)
@@ -140,14 +165,22 @@ class Catalog:
     def find_model(self, ref: ModelRef) -> str | None:
         """The digest that a tag names; None when there is no such tag, or store, or its ref is damaged."""
         try:
-            return self._model_ref(ref).manifest
+            return self.model_ref(ref).manifest
         except (NotFoundError, DamagedError):
             return None
+
+    def sign_tree(self, tree: str) -> None:
+        """Vouch for a tree of a model, whatever names it; nothing happens without a signer."""
+        self.vouching.sign_tree(self.store, tree)
+
+    def check_tree(self, tree: str) -> None:
+        """UntrustedError when signatures are asked for and nobody who counts vouches for the tree."""
+        self.vouching.check_tree(self.store, tree)
 
     def set_model(self, ref: ModelRef, digest: str) -> str | None:
         """Let a tag name a manifest; returns the digest that it named before. BadInputError without a tag."""
         check_hexdigest(digest, "manifest digest")
-        previous, _ = self._set_ref(layout.model_ref_key(ref), digest)
+        previous, _ = self._set_ref(layout.model_ref_key(ref), Statement.model(ref, digest))
         return None if previous is None else previous.manifest
 
     def move_model(self, ref: ModelRef, digest: str, moved_from: str | None) -> str | None:
@@ -164,7 +197,7 @@ class Catalog:
                     hint=f"what was pushed is stored, as {ref.name}@{digest}; push again to move {ref} to it",
                 )
 
-        previous, _ = self._set_ref(layout.model_ref_key(ref), digest, check)
+        previous, _ = self._set_ref(layout.model_ref_key(ref), Statement.model(ref, digest), check)
         return None if previous is None else previous.manifest
 
     def remove_model(self, ref: ModelRef) -> str:
@@ -175,7 +208,7 @@ class Catalog:
         """
         self.check_store()
         if ref.digest is None:
-            digest = self._model_ref(ref).manifest
+            digest = self.model_ref(ref).manifest
             self.store.delete(layout.model_ref_key(ref))
             return digest
         tags = [tag for tag, found in self.models() if tag.name == ref.name and found.manifest == ref.digest]
@@ -198,24 +231,24 @@ class Catalog:
     # Layers and chains
 
     def layer(self, diff_id: str) -> tuple[str, Manifest] | None:
-        """The manifest of a layer and its digest; None when the layer is not in the store."""
+        """The manifest of a layer and its digest; None when the layer is not in the store. UntrustedError: not signed."""
         self.check_store()
         key = layout.layer_ref_key(diff_id)
         cached = self._try_index(lambda index: index.get_ref(key), None)
         if cached is not None:
             try:
-                ref = Ref.decode(cached, key)
+                ref = self._layer_ref(diff_id, cached)
                 manifest = self.get_manifest(ref.manifest)
                 if manifest.kind == KIND_LAYER:
                     return ref.manifest, manifest
-            except (NotFoundError, DamagedError):
+            except (NotFoundError, DamagedError, UntrustedError):
                 pass
-            # The layer was indexed anew, or removed, since.
+            # The layer was indexed anew, signed or removed, since.
             self._try_index(lambda index: index.delete_ref(key), None)
         data = self._get_or_none(key)
         if data is None:
             return None
-        ref = Ref.decode(data, key)
+        ref = self._layer_ref(diff_id, data)
         try:
             manifest = self.get_manifest(ref.manifest)
         except NotFoundError as error:
@@ -227,28 +260,43 @@ class Catalog:
         self._try_index(lambda index: index.put_ref(key, data), None)
         return ref.manifest, manifest
 
+    def layer_ref(self, diff_id: str) -> Ref | None:
+        """What the bucket says a layer is, whoever signed it; None when the layer is not in it."""
+        self.check_store()
+        key = layout.layer_ref_key(diff_id)
+        data = self._get_or_none(key)
+        return None if data is None else Ref.decode(data, key)
+
+    def _layer_ref(self, diff_id: str, data: bytes) -> Ref:
+        ref = Ref.decode(data, layout.layer_ref_key(diff_id))
+        self.vouching.check(Statement.layer(diff_id, ref.manifest), ref.signatures)
+        return ref
+
     def set_layer(self, diff_id: str, digest: str) -> None:
         """Let a diff id name a layer's manifest."""
         check_hexdigest(digest, "manifest digest")
         key = layout.layer_ref_key(diff_id)
-        _, ref = self._set_ref(key, digest)
+        _, ref = self._set_ref(key, Statement.layer(diff_id, digest))
         # Into the index now: the nodes of a fleet that start the image next then only read.
         self._try_index(lambda index: index.put_ref(key, ref.encode()), None)
 
     def chain(self, chain_id: str) -> ChainRecord | None:
-        """What a chain id stands for; None when no indexed image has that chain."""
+        """What a chain id stands for; None when no indexed image has that chain.
+
+        A chain id is the hash of what it stands for, so nobody need sign a record: DamagedError for another's.
+        """
         self.check_store()
         key = layout.chain_ref_key(chain_id)
         cached = self._try_index(lambda index: index.get_ref(key), None)
         if cached is not None:
             try:
-                return ChainRecord.decode(cached, key)
+                return _chain_record(chain_id, cached, key)
             except FloeError:
                 self._try_index(lambda index: index.delete_ref(key), None)
         data = self._get_or_none(key)
         if data is None:
             return None
-        record = ChainRecord.decode(data, key)
+        record = _chain_record(chain_id, data, key)
         self._try_index(lambda index: index.put_ref(key, data), None)
         return record
 
@@ -259,10 +307,16 @@ class Catalog:
         self._try_index(lambda index: index.put_ref(key, record.encode()), None)
 
     def resolve_chain(self, chain_id: str) -> tuple[str, str, Manifest] | None:
-        """The diff id, manifest digest and manifest of a chain's topmost layer; None when it is not in the store."""
+        """The diff id, manifest digest and manifest of a chain's topmost layer; None when it is not in the store.
+
+        Nor is it when what is stored took attributes of directories from the layers of another chain.
+        """
         record = self.chain(chain_id)
         found = None if record is None else self.layer(record.diff_id)
-        return None if record is None or found is None else (record.diff_id, *found)
+        if record is None or found is None:
+            return None
+        parent = record.parent or ""
+        return (record.diff_id, *found) if found[1].labels.get(PARENT_LABEL, parent) == parent else None
 
     # Images
 
@@ -273,7 +327,7 @@ class Catalog:
         """
         self.ensure_store()
         # Listed first: of two images indexed at once under one name, neither then takes it off the other's new record.
-        older = [known for known in self.images() if _displaces(record, known)]
+        older = [known for known in self.images() if imagenames.displaces(record, known)]
 
         def merge(known: ImageRecord | None) -> ImageRecord:
             if known is None:
@@ -294,7 +348,7 @@ class Catalog:
         key = layout.image_ref_key(manifest_digest)
         data = self._get_or_none(key)
         if data is None:
-            raise _no_image(manifest_digest, self.store.url)
+            raise imagenames.no_image(manifest_digest, self.store.url)
         return ImageRecord.decode(data, key)
 
     def images(self, damaged: Damaged | None = None) -> Iterator[ImageRecord]:
@@ -313,22 +367,17 @@ class Catalog:
         wanted = digest if at else text
         if wanted.startswith("sha256:") and len(wanted) == len("sha256:") + 64:
             return self.image(wanted)
-        known = list(self.images())
-        found = _latest(record for record in known if text in record.names)
-        start = wanted.removeprefix("sha256:")
-        if not found and len(start) >= _MIN_PREFIX:
-            found = [record for record in known if record.manifest_digest.startswith(f"sha256:{start}")]
-        if not found:
-            raise _no_image(text, self.store.url)
-        if len(found) > 1:
-            listed = ", ".join(f"{r.manifest_digest} ({r.platform})" for r in found)
-            raise BadInputError(f"{text!r} stands for {len(found)} images: {listed}", hint="give the digest")
-        return found[0]
+        return imagenames.find(text, wanted, list(self.images()), self.store.url)
 
     def remove_image(self, manifest_digest: str) -> None:
-        """Remove an image's record; its layers are shared and stay until garbage collection."""
-        self.image(manifest_digest)
+        """Remove an image's record, and what says which models it carries; all content is left to garbage collection.
+
+        NotFoundError when the image is neither indexed nor attached.
+        """
+        if self.attachment(manifest_digest) is None:
+            self.image(manifest_digest)
         self.store.delete(layout.image_ref_key(manifest_digest))
+        self.store.delete(layout.attachment_ref_key(manifest_digest))
 
     # Attachments
 
@@ -366,12 +415,14 @@ class Catalog:
     # Shared by the above
 
     def _set_ref(
-        self, key: str, digest: str, check: Callable[[Ref | None], None] | None = None
+        self, key: str, statement: Statement, check: Callable[[Ref | None], None] | None = None
     ) -> tuple[Ref | None, Ref]:
         def change(known: Ref | None) -> Ref:
             if check is not None:
                 check(known)
-            return known if known is not None and known.manifest == digest else Ref(digest, _now())
+            same = known is not None and known.manifest == statement.target
+            by = self._by if statement.kind == KIND_MODEL else ""
+            return self.vouching.sign_ref(statement, known if known and same else Ref(statement.target, _now(), by=by))
 
         return self._set(key, Ref, change)
 
@@ -401,29 +452,12 @@ def _now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _displaces(record: ImageRecord, known: ImageRecord) -> bool:
-    """Whether `record`, just indexed, takes names over from `known`."""
-    return (
-        known.manifest_digest != record.manifest_digest
-        and known.platform == record.platform
-        and known.indexed <= record.indexed
-        and not set(known.names).isdisjoint(record.names)
-    )
-
-
-def _latest(records: Iterable[ImageRecord]) -> list[ImageRecord]:
-    """The most recently indexed record of each platform."""
-    latest: dict[str, ImageRecord] = {}
-    for record in records:
-        known = latest.get(record.platform)
-        if known is None or known.indexed < record.indexed:
-            latest[record.platform] = record
-    return list(latest.values())
+def _chain_record(chain_id: str, data: bytes, key: str) -> ChainRecord:
+    record = ChainRecord.decode(data, key)
+    if chain_ids([record.parent, record.diff_id] if record.parent else [record.diff_id])[-1] != chain_id:
+        raise DamagedError(f"{key} is the record of another chain", hint=_PUSH_AGAIN)
+    return record
 
 
 def _no_model(ref: ModelRef, url: str) -> NotFoundError:
     return NotFoundError(f"no model {ref} in {url}", hint="`floe model ls` lists the models")
-
-
-def _no_image(text: str, url: str) -> NotFoundError:
-    return NotFoundError(f"no indexed image {text} in {url}", hint="`floe image ls` lists the images")

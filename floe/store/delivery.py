@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from floe.store.download import COUNTED as DOWNLOAD_COUNTED
 from floe.store.download import Downloader
 from floe.store.errors import DamagedError, TransitDamageError
 from floe.store.frames import VerifiedFrame, decode_frame
+from floe.store.framestream import FrameStream, Open
 from floe.store.ids import Buffer
 from floe.store.objects.base import ObjectStore
 from floe.store.reading import Get
@@ -27,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 _TRIES = 3  # of a frame that does not match its digest
 _DECODERS = 3  # threads
+_STREAMS = 32  # requests whose answers are read frame by frame, each in a thread
+_STREAM_MIN = 1 << 20  # bytes; smaller answers are not worth a thread, of these there may be hundreds
 _AGAIN = "push its model or index its image again"
 COUNTED = (*DOWNLOAD_COUNTED, "transit_damage", "damaged")
 
@@ -60,6 +64,9 @@ class Delivery:
         self._downloader = Downloader(store, counts)
         self._blocks = Blocks()
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="floe-decode")
+        self._open_range: Open | None = getattr(store, "open_range", None)
+        self._streams = ThreadPoolExecutor(_STREAMS, thread_name_prefix="floe-stream")
+        self._streaming = 0
 
     async def run(self, get: Get) -> None:
         """Deliver every frame of `get`, or say that it is damaged. Raises what `Downloader.download` raises but damage."""
@@ -74,10 +81,48 @@ class Delivery:
     def close(self) -> None:
         """Wait for frames that are being verified; begin nothing more. No `run` may be under way."""
         self._decoders.shutdown()
+        self._streams.shutdown()
         self._downloader.close()
 
     async def _attempt(self, get: Get, first: int, count: int, *, again: int) -> list[int]:
         """Fetch, verify and hand out frames; the numbers of those that did not match."""
+        failed: list[int] = []
+        if not again and self._may_stream(get, first, count):
+            passed, failed = await self._stream(get, first, count)
+            first, count = first + passed, count - passed
+        return failed + (await self._download(get, first, count, again=again) if count else [])
+
+    def _may_stream(self, get: Get, first: int, count: int) -> bool:
+        large = get.table.stored_range(first, count)[1] >= _STREAM_MIN
+        return self._open_range is not None and large and self._streaming < _STREAMS
+
+    async def _stream(self, get: Get, first: int, count: int) -> tuple[int, list[int]]:
+        """Frames as they come, from the first on: how many came, and the numbers of those that did not match."""
+        assert self._open_range is not None
+        key = layout.pack_key(get.pack_id)
+        arrived = functools.partial(self._tell, self._receiver.arrived, get)
+        stream = FrameStream(
+            get, first, count, key=key, open_range=self._open_range, blocks=self._blocks, arrived=arrived
+        )
+        self._streaming += 1
+        running = self._streams.submit(stream.run)
+        # Not when this task ends: a thread may be connecting still, and nobody should queue behind it.
+        running.add_done_callback(lambda _: self._tell(self._stream_ended))
+        try:
+            await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            stream.abort()
+            raise
+        finally:
+            self._counts[f"{get.source}_bytes"] += stream.received
+            self._counts[f"{get.source}_requests"] += stream.received > 0
+        return stream.passed, stream.failed
+
+    def _stream_ended(self) -> None:
+        self._streaming -= 1
+
+    async def _download(self, get: Get, first: int, count: int, *, again: int) -> list[int]:
+        failed: list[int]
         try:
             data = await self._downloader.download(get, first, count, another_way=again == _TRIES - 1)
         except (DamagedError, TransitDamageError):

@@ -37,11 +37,10 @@ class Downloader:
         """
         key = layout.pack_key(get.pack_id)
         start, length = get.table.stored_range(first, count)
-        source = "readahead" if get.ahead else "store"
         attempt = 0
         while True:
             try:
-                self._counts[f"{source}_requests"] += 1
+                self._counts[f"{get.source}_requests"] += 1
                 data = await self._get(key, start, length, another_way=another_way)
             except FloeError as error:
                 if not error.retryable or isinstance(error, TransitDamageError):
@@ -51,7 +50,7 @@ class Downloader:
                 _log.warning("fetching %s failed: %r", key, error)
                 get.error = UnavailableError(f"fetching {key} from {self._store.url} failed: {error!r}")
             else:
-                self._counts[f"{source}_bytes"] += len(data)
+                self._counts[f"{get.source}_bytes"] += len(data)
                 return data
             self._counts["store_errors"] += 1
             if get.ahead and not get.wanted:

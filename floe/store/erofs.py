@@ -130,18 +130,19 @@ def parse_superblock(image: Buffer, size: int, what: str) -> Superblock:
     """Check the first block(s) of an image of `size` bytes; `what` names it in DamagedError and UnsupportedError."""
     if size < BLOCK or size % BLOCK or len(image) < BLOCK:
         raise DamagedError(f"{what} is {size} bytes, not whole 4 KiB blocks")
-    (magic, checksum, compat, bits, extensions, root, inodes, _, _, blocks, meta, _, uuid, _,
-     incompat, _, devices, slot, dir_bits, prefixes, _, packed, _) = SUPERBLOCK.unpack_from(image, SUPERBLOCK_OFFSET)  # fmt: skip
+    (magic, checksum, compat, bits, extensions, root, inodes, _, _, blocks, meta, shared, uuid, _,
+     incompat, compression, devices, slot, dir_bits, prefixes, long, packed, names) = SUPERBLOCK.unpack_from(image, SUPERBLOCK_OFFSET)  # fmt: skip
     if magic != MAGIC:
         raise DamagedError(f"{what} is not an EROFS image")
     if not compat & COMPAT_CHECKSUM or superblock_checksum(image) != checksum:
         raise DamagedError(f"{what} has a superblock that does not match its checksum")
-    if incompat & ~(INCOMPAT_CHUNKED | INCOMPAT_DEVICES) or bits != BLOCK_BITS or extensions or dir_bits:
+    unknown = incompat & ~(INCOMPAT_CHUNKED | INCOMPAT_DEVICES) or compat & ~(COMPAT_CHECKSUM | COMPAT_MTIME)
+    if unknown or bits != BLOCK_BITS or extensions or dir_bits:
         raise UnsupportedError(
-            f"{what} uses EROFS features {incompat:#x}, which this Floe does not read",
+            f"{what} uses EROFS features {incompat:#x} and {compat:#x}, which this Floe does not read",
             hint="upgrade Floe on this node",
         )
-    if meta or prefixes or packed or blocks * BLOCK != size:
+    if any((meta, shared, compression, prefixes, long, packed, names)) or blocks * BLOCK != size:
         raise DamagedError(f"{what} has a superblock that does not fit its {size} bytes")
     if devices > MAX_DEVICES or bool(devices) != bool(incompat & INCOMPAT_DEVICES):
         raise DamagedError(f"{what} lists {devices} packs")

@@ -93,7 +93,7 @@ class Inodes:
         """A symlink's target."""
         if not 0 < inode.size <= erofs.LINK_MAX:
             raise self.damaged(f"inode {inode.nid} is a symlink to {inode.size} bytes")
-        link = b"".join(self._block(inode, number) for number in range(blocks(inode.size)))
+        link = b"".join(self.block(inode, number) for number in range(blocks(inode.size)))
         if b"\0" in link:
             raise self.damaged(f"inode {inode.nid} is a symlink with a zero byte")
         return link
@@ -206,7 +206,7 @@ class Inodes:
 
     def block_entries(self, directory: Inode, number: int) -> list[Entry]:
         """The entries in one block of a directory, in the order of the block."""
-        nid, block = directory.nid, self._block(directory, number)
+        nid, block = directory.nid, self.block(directory, number)
         first = self._first_offset(nid, block)
         table = list(erofs.DIRENT.iter_unpack(block[:first]))
         ends = [*(offset for _, offset, _, _ in table[1:]), len(block)]
@@ -224,7 +224,7 @@ class Inodes:
         return found
 
     def _first_name(self, directory: Inode, number: int) -> bytes:
-        block = self._block(directory, number)
+        block = self.block(directory, number)
         first = self._first_offset(directory.nid, block)
         second = erofs.DIRENT.unpack_from(block, erofs.DIRENT.size)[1] if first > erofs.DIRENT.size else len(block)
         return block[first:second].rstrip(b"\0")
@@ -242,7 +242,7 @@ class Inodes:
         """The error to raise."""
         return DamagedError(f"{self._what} is damaged: {detail}", hint="push its model or index its image again")
 
-    def _block(self, inode: Inode, number: int) -> bytes:
+    def block(self, inode: Inode, number: int) -> bytes:
         """One block of a directory or symlink; the last is as long as its content."""
         length = min(BLOCK, inode.size - number * BLOCK)
         if inode.layout == erofs.LAYOUT_PLAIN:

@@ -63,6 +63,10 @@ class ThrottledError(UnavailableError):
     """The other side asked us to slow down (HTTP 429, 503 SlowDown)."""
 
 
+class RangeError(UnavailableError):
+    """A range cannot be read straight into memory, or not all of it; by another way it may."""
+
+
 class DeadlineError(UnavailableError):
     """The time allowed for an operation ran out."""
 
@@ -83,6 +87,10 @@ class TransitDamageError(FloeError):
 
 class DamagedError(FloeError):
     """A stored object does not match its digest or cannot be parsed, on repeated reading."""
+
+
+class UntrustedError(FloeError):
+    """No key of `trusted_keys` has signed it: a layer, a model or a tree. It may be whole, and is not what anybody vouched for."""
 
 
 class UnsupportedError(FloeError):

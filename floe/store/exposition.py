@@ -91,8 +91,15 @@ class MetricsServer:
         try:
             if isinstance(place, Path):
                 _clear_stale(place)
-                self._server: socketserver.BaseServer = _UnixServer(str(place), handler)
-                place.chmod(0o660)
+                unix = _UnixServer(str(place), handler, bind_and_activate=False)
+                self._server: socketserver.BaseServer = unix
+                try:
+                    unix.server_bind()
+                    place.chmod(0o600)  # before it listens: nobody else ever connects
+                    unix.server_activate()
+                except BaseException:
+                    unix.server_close()
+                    raise
                 self._path = place
                 self.address = f"unix:{place}"
             else:

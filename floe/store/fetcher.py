@@ -3,7 +3,7 @@
 An event loop in a thread of its own owns all state here; hashing, decompression and the cache's disk run in a
 few threads (delivery.py), answers go out from two more. A read first gets memory for all its frames (budget.py), then joins
 frames that are being fetched, reads those in the cache, and asks for the rest: adjacent ones, of all reads that
-arrived together, in one request. A frame that arrives is verified, handed to its readers, and stored behind their
+arrived together, in one request (requests.py). A frame that arrives is verified, handed to its readers, and stored behind their
 backs (writebehind.py); until it is, and until a stream that it was fetched for has had it, it stays in memory (onhand.py).
 
 A frame that is damaged at rest (delivery.py) is remembered for a minute, and its readers get DamagedError.
@@ -17,19 +17,20 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
 from floe.store.ahead import Ahead
+from floe.store.around import Around
 from floe.store.budget import Budget, Lease
-from floe.store.cache import CacheWriter
-from floe.store.delivery import COUNTED, Delivery
+from floe.store.cache import Writer
+from floe.store.completion import Calls, Completer, Order
+from floe.store.delivery import COUNTED
 from floe.store.errors import (
     BadInputError,
     CancelledError,
-    DamagedError,
     FloeError,
     NotFoundError,
     UnavailableError,
@@ -40,12 +41,12 @@ from floe.store.objects.base import ObjectStore
 from floe.store.onhand import Held, OnHand
 from floe.store.reading import Done, Flight, Get, Read, read_local
 from floe.store.replay import Replayer, Run
+from floe.store.requests import GET_MAX, Requests
 from floe.store.writebehind import WriteBehind
 
 _log = logging.getLogger(__name__)
 
-_GET_MAX = 8 << 20  # bytes of content in one request: best throughput of S3, and still many to share the budget
-_DAMAGE_MEMORY = 60.0  # seconds
+DAMAGE_MEMORY = 60.0  # seconds
 _SEEK_PAUSE = 0.05  # seconds
 _KEPT_SHARE = 8  # of the budget, for frames the cache could not keep: a fault reads 64 KiB of 1 MiB
 _LOCALS, _REPLIERS = 4, 2  # threads
@@ -53,7 +54,7 @@ _COUNTED = ("deadlines", "cancelled", "failed_reads")
 
 
 class Fetcher:
-    """Reads of packs of `store` through the cache of `writer`. Public methods are thread-safe.
+    """Reads of packs of `store` through the cache of `writer`. Public methods are thread-safe, but for those of requests.Readers.
 
     `readahead`: largest window in bytes (0: none). `deadline`: seconds for a read. `budget`: bytes of memory for data on
     its way. `store` retries passing faults itself or not; `damage_memory` seconds is how long damage is believed in.
@@ -62,12 +63,13 @@ class Fetcher:
     def __init__(
         self,
         store: ObjectStore,
-        writer: CacheWriter,
+        writer: Writer,
         *,
         readahead: int = 0,
         deadline: float = 300.0,
-        budget: int = 128 << 20,
-        damage_memory: float = _DAMAGE_MEMORY,
+        budget: int = 256 << 20,
+        damage_memory: float = DAMAGE_MEMORY,
+        completion_rate: int = 0,
     ) -> None:
         self._url = store.url
         self._writer = writer
@@ -75,11 +77,8 @@ class Fetcher:
         kept = budget // _KEPT_SHARE
         self._budget = Budget(budget - kept)
         self._kept: LRUCache[tuple[str, int], VerifiedFrame] = LRUCache(kept, getsizeof=len)
-        self._damaged: TTLCache[tuple[str, int], DamagedError] = TTLCache(4096, damage_memory)
-        self._flights: dict[tuple[str, int], Flight] = {}
         self._reads: set[Read] = set()
         self._ready: list[Read] = []
-        self._gets: set[asyncio.Task[None]] = set()
         self._counts = dict.fromkeys((*COUNTED, *_COUNTED), 0)
         self._locals = ThreadPoolExecutor(_LOCALS, thread_name_prefix="floe-local")
         self._repliers = ThreadPoolExecutor(_REPLIERS, thread_name_prefix="floe-reply")
@@ -87,11 +86,20 @@ class Fetcher:
         self._seeking = False  # for memory
         self._lock = threading.Lock()  # orders submit and close
         self._loop = asyncio.new_event_loop()
-        self._delivery = Delivery(store, self._counts, self._loop, self)
         self.on_hand = OnHand(self._loop.time, self._loop.call_later)
+        self._requests = Requests(store, self._counts, self._loop, self, self.on_hand, damage_memory=damage_memory)
+        self.known_damage = self._requests.known_damage
+        self._around = Around(writer, self._loop, self._read_disk)
         self._behind = WriteBehind(writer, self._tell, self._written)
         self._ahead = Ahead(
-            readahead, writer, self._budget, self.on_hand, is_absent=self._is_absent, fetch=self._fetch_ahead
+            readahead,
+            writer,
+            self._budget,
+            self.on_hand,
+            is_absent=self._is_worth_fetching,
+            fetch=self._requests.ahead,
+            give_up=self._requests.give_up,
+            loop=self._loop,
         )
         self.marks = self._ahead.marks
         self._replayer = Replayer(
@@ -99,9 +107,13 @@ class Fetcher:
             self._budget,
             self._loop,
             is_absent=self._is_absent,
-            in_flight=self._flights.__contains__,
-            fetch=functools.partial(self._fetch_ahead, streamed=False),
+            in_flight=self._requests.__contains__,
+            fetch=functools.partial(self._requests.ahead, streamed=False),
         )
+        calls = Calls(
+            self._is_absent, self._is_pending, self._is_busy, self._complete, self.on_hand.passed, self._recheck
+        )
+        self._completer = Completer(writer, self._budget, self._loop, calls, rate=completion_rate)
         self._thread = threading.Thread(target=self._loop.run_forever, name="floe-fetch", daemon=True)
         self._thread.start()
 
@@ -123,9 +135,17 @@ class Fetcher:
         """Cache or memory answered a read that touches one of `marks`."""
         self._begin_soon(self._hit, pack_id, offset, length)
 
-    def replay(self, runs: Iterable[Run], fetched: set[tuple[str, int]]) -> None:
+    def replay(self, runs: Iterable[Run], fetched: set[tuple[str, int]], *, later: bool = False) -> None:
         """See Replayer.add."""
-        self._begin_soon(self._replayer.add, runs, fetched)
+        self._begin_soon(functools.partial(self._replayer.add, runs, fetched, later=later))
+
+    def stop_replay(self, fetched: set[tuple[str, int]]) -> None:
+        """See Replayer.withdraw."""
+        self._begin_soon(self._replayer.withdraw, fetched)
+
+    def complete(self, orders: Sequence[Order]) -> None:
+        """See Completer.work_on."""
+        self._begin_soon(self._completer.work_on, orders)
 
     def _begin_soon(self, call: Callable[..., object], *args: object) -> bool:
         """Run `call` in the loop; False once closing has begun."""
@@ -139,10 +159,14 @@ class Fetcher:
         return {
             **self._counts,
             **self._replayer.counters(),
+            **self._completer.counters(),
             "reads": len(self._reads),
             "memory_bytes": self._budget.used,
             "memory_peak_bytes": self._budget.peak,
             "skipped_frames": self.on_hand.skipped,
+            "streams_left": self._ahead.left,
+            "around_reads": self._around.reads,
+            "around_returned": self._around.returned,
         }
 
     def close(self) -> None:
@@ -152,7 +176,7 @@ class Fetcher:
                 return
             self._closed = True
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._delivery.close()
+        self._requests.close()
         self._locals.shutdown(cancel_futures=True)
         self._behind.close()
         # What the pools told the loop at last, such as memory given back, still runs.
@@ -163,18 +187,18 @@ class Fetcher:
 
     async def _stop(self) -> None:
         self._replayer.stop()
+        self._ahead.stop()
+        self._completer.stop()
         for read in list(self._reads):
             self._finish(read, CancelledError("the pack reader was stopped"))
-        gets = list(self._gets)
-        for task in gets:
-            task.cancel()
-        await asyncio.gather(*gets, return_exceptions=True)
+        await self._requests.stop()
         self.on_hand.close()
 
     # reads
 
     def _start(self, read: Read) -> None:
         self._reads.add(read)
+        self._completer.touch()
         read.timer = self._loop.call_later(self._deadline, self._expire, read)
         try:
             table = read.table = self._writer.table(read.pack_id)
@@ -199,7 +223,7 @@ class Fetcher:
         """While reads wait for memory, take it from frames that may go, again and again: the disk may hang."""
         self._seeking = self._budget.waiting > 0
         if self._seeking:
-            self.on_hand.make_room(_GET_MAX)
+            self.on_hand.make_room(GET_MAX)
             self._loop.call_later(_SEEK_PAUSE, self._seek_memory)
 
     def _granted(self, read: Read, lease: Lease) -> None:
@@ -234,62 +258,69 @@ class Fetcher:
             for pack_id, flights in fresh.items():
                 for flight in flights:
                     if flight.get is None:
-                        self._land(pack_id, flight, error)
+                        self._requests.land(pack_id, flight, error)
 
     def _join_or_ask(
         self, reads: list[Read], frames: dict[Read, list[int]], fresh: dict[str, list[Flight]], *, local: bool
     ) -> None:
         for read in reads:
             here: list[int] = []
+            read.began, read.fresh = self._loop.time(), True
             for frame in frames[read]:
                 if read.finished:
                     break
                 self._join(read, frame, fresh, here if local else None)
+            read.fresh = read.fresh and not here
             if here and not read.finished:
                 self._locals.submit(self._read_local, read, here)
         for pack_id, flights in fresh.items():
             for flight in flights:
                 if not flight.waiters:  # its read came to an end over another frame
-                    del self._flights[pack_id, flight.number]
+                    self._requests.drop(pack_id, flight)
             wanted = [flight for flight in flights if flight.waiters]
             table = next((read.table for flight in wanted for read in flight.waiters), None)
             if table is not None:
-                self._send(pack_id, table, wanted, ahead=False)
+                self._requests.send(pack_id, table, wanted, ahead=False)
 
     def _join(self, read: Read, frame: int, fresh: dict[str, list[Flight]], here: list[int] | None) -> None:
         key = (read.pack_id, frame)
-        flight = self._flights.get(key)
+        flight = self._requests.flights.get(key)
+        local = here is not None and self._is_local(*key)
         if flight is not None:
+            read.fresh = False
             if flight.frame is not None:
-                self._give(read, frame, flight.frame.content, flight.get)
+                self.give(read, frame, flight.frame.content, flight.get)
                 return
         elif (held := self.on_hand.find(*key)) is not None:
             assert held.frame is not None
-            self._give(read, frame, held.frame.content, held.get)
-            self._has_read(read, held)
+            read.fresh = False
+            self.give(read, frame, held.frame.content, held.get)
+            self.has_read(read, held)
             return
         elif key in self._kept:
-            self._give(read, frame, self._kept[key].content, None)
+            read.fresh = False
+            self.give(read, frame, self._kept[key].content, None)
             return
-        elif (damage := self._damaged.get(key)) is not None:  # asked once: it may be forgotten in between
+        # Asked once: it may be forgotten in between.
+        elif (damage := self._requests.damages.get(key)) is not None and not local:
             self._finish(read, damage)
             return
-        elif here is not None and self._is_local(read.pack_id, frame):
+        elif here is not None and local and (damage is not None or not self._around.is_taken(read.pack_id)):
             here.append(frame)
             return
         else:
-            flight = self._flights[key] = Flight(frame)
+            flight = self._requests.begin(*key)
             fresh.setdefault(read.pack_id, []).append(flight)
+        if flight.get is not None:
+            flight.get.unread = False
         flight.waiters.add(read)
         read.flights[frame] = flight
+        if local:
+            self._around.begin(read)
 
     def _is_local(self, pack_id: str, frame: int) -> bool:
         pack = self._writer.pack(pack_id)
         return pack is not None and (pack.bits.is_trusted(frame) or pack.bits.is_suspect(frame))
-
-    def _give(self, read: Read, frame: int, content: Buffer, get: Get | None) -> None:
-        if not read.finished and read.take(frame, content, get):
-            self._finish(read, None)
 
     def _read_local(self, read: Read, frames: list[int]) -> None:
         """In a thread: what is wanted of frames on the cache's disk, hashed if need be; those that fail are left out."""
@@ -303,11 +334,26 @@ class Fetcher:
             _log.exception("frames of pack %s could not be read from the cache", read.pack_id)
         self._tell(self._local_done, read, frames, found)
 
+    def _read_disk(self, read: Read, frames: list[int]) -> None:
+        """Read frames that are being fetched, too, from the cache's disk, where they are there."""
+        here = [frame for frame in frames if self._is_local(read.pack_id, frame)]
+        if here and not self._closed:
+            read.returning.update(here)
+            self._locals.submit(self._read_local, read, here)
+
     def _local_done(self, read: Read, frames: list[int], found: dict[int, Buffer]) -> None:
+        read.returning.difference_update(frames)
         for frame, piece in found.items():
-            if not read.finished and read.keep(frame, piece):
+            if read.finished or frame in read.pieces:
+                continue
+            flight = read.flights.get(frame)
+            if flight is not None:
+                flight.waiters.discard(read)
+            if read.keep(frame, piece):
                 self._finish(read, None)
-        missing = [frame for frame in frames if frame not in found]
+            if flight is not None and flight.get is not None and not flight.get.ahead:
+                self._requests.give_up(flight.get)
+        missing = [f for f in frames if f not in found and f not in read.flights and f not in read.pieces]
         if missing and not read.finished:
             self._fetch_missing([read], {read: missing}, local=False)
 
@@ -325,6 +371,7 @@ class Fetcher:
         if read.finished:
             return
         read.finished = True
+        self._around.finished(read, well=error is None)
         self._reads.discard(read)
         if read.timer is not None:
             read.timer.cancel()
@@ -337,10 +384,8 @@ class Fetcher:
                 gets.add(flight.get)
         read.flights.clear()
         for get in gets:
-            if not get.ahead and not get.wanted and get.task is not None:
-                get.task.cancel()
-                for flight in get.frames:  # at once, so that no newcomer joins what is ending
-                    self._land(get.pack_id, flight, CancelledError("the request was given up"))
+            if not get.ahead:
+                self._requests.give_up(get)
         if error is not None:
             self._counts["failed_reads"] += not isinstance(error, CancelledError)
         self._repliers.submit(self._reply, read, error)
@@ -357,100 +402,37 @@ class Fetcher:
         with contextlib.suppress(RuntimeError):  # the loop was closed
             self._loop.call_soon_threadsafe(call, *args)
 
-    # requests
+    # from requests
 
-    def _send(
-        self,
-        pack_id: str,
-        table: FrameTable,
-        flights: list[Flight],
-        *,
-        ahead: bool,
-        streamed: bool = False,
-        lease: Lease | None = None,
-    ) -> None:
-        """Turn new flights into requests, adjacent ones together; see Get."""
-        flights.sort(key=lambda f: f.number)
-        most = max(1, _GET_MAX // table.frame_size)
-        run: list[Flight] = []
-        for flight in flights:
-            if run and (flight.number != run[-1].number + 1 or len(run) >= most):
-                self._begin(pack_id, table, run, lease, ahead=ahead, streamed=streamed)
-                run = []
-            run.append(flight)
-        if run:
-            self._begin(pack_id, table, run, lease, ahead=ahead, streamed=streamed)
+    def give(self, read: Read, frame: int, content: Buffer, get: Get | None) -> None:
+        """See Readers.give."""
+        if not read.finished and read.take(frame, content, get):
+            self._finish(read, None)
 
-    def _begin(
-        self,
-        pack_id: str,
-        table: FrameTable,
-        run: list[Flight],
-        lease: Lease | None,
-        *,
-        ahead: bool,
-        streamed: bool,
-    ) -> None:
-        leases = list({id(r.lease): r.lease for f in run for r in f.waiters if r.lease is not None}.values())
-        if lease is not None:
-            leases.append(lease)
-        for held in leases:
-            held.hold()
-        get = Get(pack_id, table, run, leases, ahead=ahead, streamed=streamed)
-        get.task = self._loop.create_task(self._delivery.run(get))
-        self._gets.add(get.task)
-        get.task.add_done_callback(lambda task: self._ended(get, task))
-
-    def _ended(self, get: Get, task: asyncio.Task[None]) -> None:
-        """Also when the task was cancelled before its first step: nothing may be left waiting."""
-        self._gets.discard(task)
-        error: FloeError | None = None
-        if not task.cancelled() and task.exception() is not None:
-            problem = task.exception()
-            if isinstance(problem, FloeError):
-                error = problem
-            else:
-                _log.error("fetching from pack %s failed", get.pack_id, exc_info=problem)
-                error = UnavailableError(f"fetching from pack {get.pack_id} failed: {problem!r}")
-        for flight in get.frames:
-            self._land(get.pack_id, flight, error or CancelledError("the request was given up"))
-            # Request, task and frames refer to each other: their megabytes would wait for the garbage collector.
-            flight.frame = flight.get = None
-        get.task = None
-        batch = self.on_hand.of(get)
-        get.drop()
-        if batch and not self._closed:
-            self._behind.add(batch)
-
-    def _land(self, pack_id: str, flight: Flight, error: FloeError) -> None:
-        if self._flights.get((pack_id, flight.number)) is flight:
-            del self._flights[pack_id, flight.number]
-        for read in list(flight.waiters):
-            self._finish(read, error)
-
-    # from deliveries
-
-    def arrived(self, get: Get, number: int, frame: VerifiedFrame) -> None:
-        """See Receiver.arrived."""
-        flight = get.frames[number - get.first]
-        flight.frame = frame
-        self.on_hand.add(get, number, frame)
-        waiters, flight.waiters = flight.waiters, set()
-        held = self.on_hand.find(get.pack_id, number)
-        for read in waiters:
-            self._give(read, number, frame.content, get)
-            if held is not None:
-                self._has_read(read, held)
-
-    def _has_read(self, read: Read, held: Held) -> None:
+    def has_read(self, read: Read, held: Held) -> None:
+        """See Readers.has_read."""
         table = held.get.table
         if read.part(held.number)[1] == held.number * table.frame_size + table.content_length(held.number):
             self.on_hand.read(held)
 
-    def damaged(self, get: Get, number: int, error: DamagedError) -> None:
-        """See Receiver.damaged."""
-        self._damaged[get.pack_id, number] = error
-        self._land(get.pack_id, get.frames[number - get.first], error)
+    def lose(self, read: Read, flight: Flight, error: FloeError) -> None:
+        """See Readers.lose."""
+        if not isinstance(error, CancelledError):
+            self._around.give_up(read)
+            if flight.number in read.returning:
+                read.flights.pop(flight.number, None)
+                flight.waiters.discard(read)
+                return
+        self._finish(read, error)
+
+    def took(self, seconds: float) -> None:
+        """See Readers.took."""
+        self._ahead.took(seconds)
+
+    def landed(self, batch: list[Held]) -> None:
+        """See Readers.landed."""
+        if not self._closed:
+            self._behind.add(batch)
 
     # ahead
 
@@ -460,19 +442,41 @@ class Fetcher:
 
     def _is_absent(self, pack_id: str, frame: int) -> bool:
         key = (pack_id, frame)
-        if key in self._flights or key in self._damaged or self.on_hand.find(*key) is not None:
+        if key in self._requests or key in self._requests.damages or self.on_hand.find(*key) is not None:
             return False
         return not self._is_local(pack_id, frame)
 
-    def _fetch_ahead(
-        self, pack_id: str, table: FrameTable, frames: list[int], lease: Lease, *, streamed: bool = True
-    ) -> None:
-        flights = [Flight(frame) for frame in frames]
-        self._flights.update({(pack_id, flight.number): flight for flight in flights})
-        self._send(pack_id, table, flights, ahead=True, streamed=streamed, lease=lease)
+    def _is_worth_fetching(self, pack_id: str, frame: int) -> bool:
+        """As `_is_absent`, but what is on a disk that reads go around counts as absent."""
+        if not self._around.is_taken(pack_id):
+            return self._is_absent(pack_id, frame)
+        return not self._is_pending(pack_id, frame) and (pack_id, frame) not in self._requests.damages
+
+    # completion
+
+    def _complete(self, pack_id: str, table: FrameTable, frames: list[int], lease: Lease) -> None:
+        """Fetch frames for nobody in particular."""
+        for get in self._requests.ahead(pack_id, table, frames, lease):
+            get.unread = True
+
+    def _is_pending(self, pack_id: str, frame: int) -> bool:
+        return (pack_id, frame) in self._requests or self.on_hand.find(pack_id, frame) is not None
+
+    def _is_busy(self, own: Iterable[tuple[str, int]]) -> bool:
+        return bool(self._reads) or len(self._requests.flights) > sum(key in self._requests for key in own)
+
+    def _recheck(self, pack_id: str, frames: list[int]) -> asyncio.Future[None]:
+        def check() -> None:
+            with contextlib.suppress(FloeError):
+                for frame in frames:
+                    self._writer.recheck(pack_id, frame)
+
+        return self._loop.run_in_executor(self._locals, check)
 
     def _written(self, batch: list[Held], lost: list[tuple[Held, VerifiedFrame]]) -> None:
         """See WriteBehind."""
+        if batch and self._around.is_taken(batch[0].get.pack_id):
+            lost = [(held, frame) for held in batch if (frame := held.frame) is not None]
         for held, frame in lost:
             if not held.get.streamed:
                 with contextlib.suppress(ValueError):  # larger than all that may be kept

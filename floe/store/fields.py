@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 from floe.store.ids import is_hexdigest, is_oci_digest
+from floe.store.jsontext import shown
 
 T = TypeVar("T")
 Check: TypeAlias = Callable[[Any, str], T]
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_SHOWN = 60  # characters of a wrong value
+ITEMS_MAX = 4096  # of a list; an image has some dozen layers, a manifest 256 packs
 
 
 def text(value: Any, name: str) -> str:
@@ -55,13 +56,14 @@ def texts(value: Any, name: str) -> dict[str, str]:
     return {text(key, f"a key of {name}"): text(item, f"{name}.{key}") for key, item in mapping(value, name).items()}
 
 
-def each(value: Any, name: str, check: Check[T]) -> tuple[T, ...]:
-    """A list, every item checked."""
+def each(value: Any, name: str, check: Check[T], *, most: int = ITEMS_MAX) -> tuple[T, ...]:
+    """A list of at most `most` items, every one checked."""
     _expect(value, name, isinstance(value, list), "a list")
+    if len(value) > most:
+        raise ValueError(f"{name} has {len(value)} items; at most {most} are read")
     return tuple(check(item, f"{name}[{number}]") for number, item in enumerate(value))
 
 
 def _expect(value: Any, name: str, fits: bool, wanted: str) -> None:  # noqa: FBT001 - private, and reads well
     if not fits:
-        shown = ascii(value)
-        raise ValueError(f"{name} is {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}, not {wanted}")
+        raise ValueError(f"{name} is {shown(value)}, not {wanted}")

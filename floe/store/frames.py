@@ -13,6 +13,10 @@ from floe.store.ids import DIGEST_BYTES, Buffer, digest
 from floe.store.packindex import CODEC_RAW, CODEC_ZSTD, FrameEntry, PackIndex
 
 _LEVEL: Final = 3  # zstd's default: higher ones cost pushes more time than readers gain
+# A large frame is tried out first, since zstd takes a second for each GiB of weights that do not shrink: so many pieces
+# of it, at equal distances, must become smaller by some hundredths.
+_TRIED: Final = 512 << 10  # bytes of a frame from which on it is tried
+_SAMPLES, _SAMPLE = 8, 8 << 10  # pieces, bytes of each
 
 
 class VerifiedFrame:
@@ -32,21 +36,45 @@ class VerifiedFrame:
 
 
 def encode_frame(content: Buffer) -> tuple[Buffer, FrameEntry]:
-    """A frame as stored and its index entry: zstd when that saves at least a tenth, else raw."""
+    """A frame as stored and its index entry: zstd when that saves at least a tenth, else raw.
+
+    A frame of 512 KiB or more of which samples save nearly nothing is not tried whole.
+    """
     return encode_frames([content])[0]
 
 
 def encode_frames(contents: Sequence[Buffer]) -> list[tuple[Buffer, FrameEntry]]:
     """The same for several frames, some MiB in all: compressed in one call, without Python's lock."""
-    packed = zstandard.ZstdCompressor(level=_LEVEL).multi_compress_to_buffer(list(contents), threads=1)
-    return [_smaller(content, packed[number]) for number, content in enumerate(contents)]
+    compressor = zstandard.ZstdCompressor(level=_LEVEL)
+    large = [number for number, content in enumerate(contents) if len(content) >= _TRIED]
+    raw = set[int]()
+    if large:
+        samples: list[Buffer] = [_sample(contents[number]) for number in large]
+        tried = compressor.multi_compress_to_buffer(samples, threads=1)
+        raw = {number for at, number in enumerate(large) if len(tried[at]) * 100 > len(samples[at]) * 97}
+    found = [number for number in range(len(contents)) if number not in raw]
+    encoded = {number: _raw(contents[number]) for number in raw}
+    if found:
+        packed = compressor.multi_compress_to_buffer([contents[number] for number in found], threads=1)
+        encoded |= {number: _smaller(contents[number], packed[at]) for at, number in enumerate(found)}
+    return [encoded[number] for number in range(len(contents))]
+
+
+def _sample(content: Buffer) -> bytes:
+    view = memoryview(content)
+    step = len(view) // _SAMPLES
+    return b"".join(view[start : start + _SAMPLE] for start in range(0, step * _SAMPLES, step))
+
+
+def _raw(content: Buffer) -> tuple[Buffer, FrameEntry]:
+    return content, FrameEntry(len(content), CODEC_RAW, digest(content))
 
 
 def _smaller(content: Buffer, packed: Any) -> tuple[Buffer, FrameEntry]:
     """`packed` is a zstandard.BufferSegment, a buffer of which its stubs do not say so."""
     if len(packed) * 10 <= len(content) * 9:
         return memoryview(packed), FrameEntry(len(packed), CODEC_ZSTD, digest(content))
-    return content, FrameEntry(len(content), CODEC_RAW, digest(content))
+    return _raw(content)
 
 
 def decode_frame(stored: Buffer, entry: FrameEntry, length: int, into: memoryview | None = None) -> VerifiedFrame:

@@ -11,6 +11,11 @@ TREES, MANIFESTS = "trees", "manifests"
 MODEL_REFS, LAYER_REFS, CHAIN_REFS = "refs/models", "refs/layers", "refs/chains"
 IMAGE_REFS, ATTACHMENT_REFS = "refs/images", "refs/attachments"
 PROFILES, TREE_PROFILES, SOURCE_PROFILES = "profiles/", "profiles/trees", "profiles/sources"
+SOURCE_LAYOUTS = "profiles/layouts"
+TREE_SIGNATURES = "signatures/trees"
+REMOVAL_KEY, MARKS_KEY, PUSHES = "gc/removal", "gc/marks", "gc/pushes"
+RETENTION_KEY = "gc/retention"
+DAMAGE = "damaged"
 NO_ORG = "_"  # where an org would stand; no valid name begins so
 
 
@@ -88,6 +93,11 @@ def attachment_ref_key(manifest_digest: str) -> str:
     return _oci(ATTACHMENT_REFS, manifest_digest)
 
 
+def tree_signatures_key(tree_digest: str) -> str:
+    """Who vouches for a tree; a model's tag and a layer have their signatures in the ref."""
+    return _sharded(TREE_SIGNATURES, tree_digest)
+
+
 def tree_profile_key(tree_digest: str) -> str:
     """What of a tree is read first."""
     return _sharded(TREE_PROFILES, tree_digest)
@@ -96,3 +106,18 @@ def tree_profile_key(tree_digest: str) -> str:
 def source_profile_key(source: str) -> str:
     """What is read first of all trees that are versions of `source`, by path; named by the blake3 of its name."""
     return _sharded(SOURCE_PROFILES, hexdigest(source.encode()))
+
+
+def source_layout_key(source: str) -> str:
+    """Where hot content of trees of `source` was laid out; named like its profile."""
+    return _sharded(SOURCE_LAYOUTS, hexdigest(source.encode()))
+
+
+def push_key(push: str) -> str:
+    """What the push with this uuid relies on, while it runs; keeps that from garbage collection."""
+    return f"{PUSHES}/{push}"
+
+
+def damage_key(pack_id: str) -> str:
+    """That a pack was found damaged, and where."""
+    return _sharded(DAMAGE, pack_id)

@@ -10,11 +10,12 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from floe.store.packindex import BLOCK
+from floe.store.packindex import BLOCK, MAX_CHUNK
 
-CHUNK = 4 << 20  # bytes; the grid of large files, and the largest file that is one chunk
+CHUNK = MAX_CHUNK  # bytes; the grid of large files, and the largest file that is one chunk
 CHUNK_BITS = 22
 MIN_CHUNK_BITS = 12
+INODES_MAX = 1 << 21  # of a tree; an indexer takes some KiB of memory for each
 
 
 @dataclass(slots=True, eq=False)

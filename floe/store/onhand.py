@@ -122,6 +122,14 @@ class OnHand:
         for held in [h for h in pack.frames.values() if start < (h.number + 1) * pack.frame_size <= stop]:
             self.read(held)
 
+    def count_read(self, pack_id: str, start: int, stop: int) -> int:
+        """How many frames within content bytes [start, stop) their stream has read."""
+        pack = self._packs.get(pack_id)
+        if pack is None:
+            return 0
+        frames, size = pack.frames, pack.frame_size
+        return sum(n in frames and frames[n].done for n in range(start // size, -(-stop // size)))
+
     def make_room(self, need: int, spare: tuple[str, int, int] | None = None, *, urgent: bool = True) -> None:
         """Give up frames until `need` bytes of memory are free, if there are such.
 

@@ -19,6 +19,8 @@ from floe.store.ids import DIGEST_BYTES, Buffer, hexdigest
 BLOCK = 4096  # bytes; EROFS maps whole blocks, so all content is aligned to this
 VERSION = 1
 MAX_CONTENT = 4 << 30  # bytes; EROFS block numbers and the uint32 fields leave ample room
+MAX_FRAMES = 1 << 16  # of a pack; 4 GiB of the smallest frames that Floe makes are half as many
+MAX_CHUNK = 4 << 20  # bytes; larger files are cut
 MAX_FRAME = 1 << 20  # bytes of content in a frame; one FUSE READ covers at most this much
 MODEL_FRAME = 1 << 20  # weights are read in long runs
 LAYER_FRAME = 128 << 10  # a start touches little of each file: 1 MiB fetched 5.8 times the bytes touched
@@ -41,7 +43,7 @@ INDEX_HEADER_BYTES, FRAME_ENTRY_BYTES = _INDEX_HEADER.size, _FRAME_ENTRY.size
 CHUNKS_HEADER_BYTES, CHUNK_ENTRY_BYTES = _CHUNKS_HEADER.size, _CHUNK_ENTRY.size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FrameEntry:
     """One frame: `stored` bytes in the pack object, `codec` (CODEC_*), blake3 `digest` of its content."""
 
@@ -68,6 +70,16 @@ class PackIndex:
     def stored_size(self) -> int:
         """Size of the pack object."""
         return self.stored_offsets[-1]
+
+    @property
+    def fits(self) -> bool:
+        """Whether each frame takes as many stored bytes as its content has, or fewer if it is compressed."""
+        last = self.content_length(len(self.frames) - 1)
+        lengths = itertools.chain(itertools.repeat(self.frame_size, len(self.frames) - 1), (last,))
+        return all(
+            0 < f.stored <= length and (f.stored == length or f.codec != CODEC_RAW)
+            for f, length in zip(self.frames, lengths, strict=True)
+        )
 
     def content_length(self, frame: int) -> int:
         """Content bytes of frame number `frame`."""
@@ -115,7 +127,7 @@ class PackIndex:
         if any(f.codec not in (CODEC_RAW, CODEC_ZSTD) for f in frames):
             raise UnsupportedError(f"{what} uses an unknown codec", hint="upgrade Floe on this node")
         index = cls(frame_size, content, frames, chunks)
-        if index.stored_size != stored:
+        if index.stored_size != stored or not index.fits:
             raise DamagedError(f"{what} has sizes that do not fit together")
         return index
 
@@ -128,10 +140,11 @@ def _sane(frame_size: int, count: int, content: int) -> bool:
         and 0 < content <= MAX_CONTENT
         and content % BLOCK == 0
         and count == -(-content // frame_size)
+        and count <= MAX_FRAMES
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ChunkEntry:
     """A chunk stored in a pack: its blake3 `digest`, its `length` in bytes, its first 4 KiB `block`."""
 
@@ -147,7 +160,7 @@ def encode_chunk_table(chunks: Iterable[ChunkEntry]) -> bytes:
 
 
 def decode_chunk_table(data: Buffer, index: PackIndex, pack_id: str) -> list[ChunkEntry]:
-    """Parse a chunk table, checked against the digest in its pack's index; DamagedError otherwise."""
+    """Parse a chunk table, checked against the digest in its pack's index and the pack's size; DamagedError otherwise."""
     what = f"chunk table of pack {pack_id}"
     if bytes.fromhex(hexdigest(data)) != index.chunk_table_digest or len(data) < _CHUNKS_HEADER.size:
         raise DamagedError(f"{what} does not match its digest", hint="push its model or index its image again")
@@ -156,4 +169,9 @@ def decode_chunk_table(data: Buffer, index: PackIndex, pack_id: str) -> list[Chu
         raise DamagedError(f"{what} cannot be parsed")
     if version != VERSION or flags:
         raise UnsupportedError(f"{what} has format version {version}", hint="upgrade Floe on this node")
-    return [ChunkEntry(*entry) for entry in _CHUNK_ENTRY.iter_unpack(data[_CHUNKS_HEADER.size :])]
+    if count > index.content_size // BLOCK:
+        raise DamagedError(f"{what} has {count} chunks, more than the pack has blocks")
+    table = [ChunkEntry(*entry) for entry in _CHUNK_ENTRY.iter_unpack(data[_CHUNKS_HEADER.size :])]
+    if any(not 0 < c.length <= MAX_CHUNK or c.block * BLOCK + c.length > index.content_size for c in table):
+        raise DamagedError(f"{what} has a chunk that does not lie in the pack")
+    return table

@@ -86,6 +86,46 @@ def is_doomed(pid: int) -> bool:
     return fields.get("State", "").strip()[:1] in ("Z", "X") or bool(pending & _SIGKILL_BIT)
 
 
+def hangs_doomed(pid: int) -> bool:
+    """Whether a doomed process has a thread left, and so its descriptors; a zombie that nobody waited for has neither."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return False
+    return is_doomed(pid) and any(_state(thread / "stat") not in ("Z", "X", "") for thread in threads)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal (SIGSTOP and its like) keeps a process from running; not a debugger, who knows what they do."""
+    return _state(Path(f"/proc/{pid}/stat")) == "T"
+
+
+def is_busy(pid: int) -> bool:
+    """Whether any thread of a process runs or wants to, waits in the kernel for a disk or for memory, or is debugged."""
+    try:
+        return any(_state(thread / "stat") in ("R", "D", "t") for thread in Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return False
+
+
+def _state(path: Path) -> str:
+    """The letter that proc(5) has for the state of a task; empty when it is gone."""
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].strip()[:1]
+
+
+def oom_kills() -> int:
+    """Processes that this machine's kernel has killed for want of memory, in any memory cgroup; 0 when it does not tell."""
+    try:
+        with Path("/proc/vmstat").open(encoding="ascii") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    except (OSError, ValueError):
+        return 0
+
+
 def ended(pidfd: int, wait: float) -> bool:
     """Whether the process of this pidfd has ended, within `wait` seconds."""
     poller = select.poll()
@@ -181,6 +221,13 @@ class OwnedDirectory:
         os.close(self._fd)
         self._fd = -1
 
+    def hand_back(self) -> None:
+        """Give the claim up, as if it had never been made: the file names the previous process again."""
+        os.ftruncate(self._fd, 0)
+        if self.previous is not None:
+            os.pwrite(self._fd, f"{self.previous}\n".encode(), 0)
+        self.release(remove=False)
+
     def __enter__(self) -> OwnedDirectory:
         return self
 
@@ -254,6 +301,27 @@ def sd_notify(state: str, fds: Sequence[int] = ()) -> bool:
     except OSError:
         return False
     return True
+
+
+class Heartbeat:
+    """What a service with WatchdogSec= tells systemd, for as long as it gets on; it is ended and started again otherwise.
+
+    `pause`: seconds between two beats; None when nobody listens. The variables are removed, so that children do not take
+    them for theirs. Source: sd_watchdog_enabled(3).
+    """
+
+    def __init__(self) -> None:
+        microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+        meant = microseconds.isdigit() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
+        self.pause = int(microseconds) / 2e6 if meant else None
+        self._next = 0.0
+
+    def beat(self) -> None:
+        """Say so, unless it was just said."""
+        now = time.monotonic()
+        if self.pause is not None and now >= self._next:
+            sd_notify("WATCHDOG=1")
+            self._next = now + self.pause / 2
 
 
 def listen_fds() -> dict[str, int]:

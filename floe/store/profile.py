@@ -112,7 +112,7 @@ class Profile:
             )
         packed = memoryview(data)[_HEADER.size :]
         damaged = DamagedError(f"{key} does not match its digest", hint=_REPAIR)
-        if size > _BODY_MAX:
+        if size > _BODY_MAX or frames > FRAMES_MAX:
             raise damaged
         try:
             verified = decode_frame(packed, FrameEntry(len(packed), CODEC_ZSTD, expected), size)

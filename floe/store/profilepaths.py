@@ -45,7 +45,7 @@ def touched(
     numbers = {pack_id: number for number, (pack_id, _) in enumerate(image.packs)}
     found = Touched({}, {})
     seen: set[tuple[str, int]] = set()
-    for path, inode in _files(image, pause):
+    for path, inode in files(image, pause):
         if len(path) > PATH_MAX or not inode.size:
             continue
         bits = image.chunk_bits(inode)
@@ -76,6 +76,28 @@ def locate(image: Inodes, pieces: Iterable[Piece], prefix: bytes = b"") -> Itera
         inode = files[whole]
         if inode is not None:
             yield from (extent for extent in image.extents(inode, piece * PIECE, PIECE) if extent.pack is not None)
+
+
+def files(image: Inodes, pause: Callable[[], object]) -> Iterator[tuple[bytes, Inode]]:
+    """Every regular file and its path, a file of several names once; `pause` is called now and then."""
+    seen: set[int] = set()
+    pending = [(b"", image.superblock.root_nid)]
+    while pending:
+        path, nid = pending.pop()
+        if nid in seen:
+            continue  # a damaged image may have circles
+        seen.add(nid)
+        directory = image.inode(nid)
+        prefix = path + b"/" if path else b""
+        for number in range(blocks(directory.size)):
+            pause()
+            for name, child, kind, _ in image.block_entries(directory, number):
+                if kind == stat.S_IFDIR:
+                    if name not in (b".", b".."):
+                        pending.append((prefix + name, child))
+                elif kind == stat.S_IFREG and child not in seen:
+                    seen.add(child)
+                    yield prefix + name, image.inode(child)
 
 
 class _Spans:
@@ -113,28 +135,6 @@ def _earliest(found: dict, key: object, first: int) -> None:  # type: ignore[typ
     known = found.get(key)
     if known is None or first < known:
         found[key] = first
-
-
-def _files(image: Inodes, pause: Callable[[], object]) -> Iterator[tuple[bytes, Inode]]:
-    """Every regular file and its path, a file of several names once."""
-    seen: set[int] = set()
-    pending = [(b"", image.superblock.root_nid)]
-    while pending:
-        path, nid = pending.pop()
-        if nid in seen:
-            continue  # a damaged image may have circles
-        seen.add(nid)
-        directory = image.inode(nid)
-        prefix = path + b"/" if path else b""
-        for number in range(blocks(directory.size)):
-            pause()
-            for name, child, kind, _ in image.block_entries(directory, number):
-                if kind == stat.S_IFDIR:
-                    if name not in (b".", b".."):
-                        pending.append((prefix + name, child))
-                elif kind == stat.S_IFREG and child not in seen:
-                    seen.add(child)
-                    yield prefix + name, image.inode(child)
 
 
 def _file(image: Inodes, path: bytes, directories: dict[bytes, Inode | None]) -> Inode | None:

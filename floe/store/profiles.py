@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from dataclasses import replace
 
 from floe.store import layout
 from floe.store.catalog import Catalog
@@ -48,14 +49,19 @@ class ProfileStore:
         """The same for a source."""
         return self._load(layout.source_profile_key(source))
 
-    def seed(self, tree: str, source: str, prefix: bytes = b"") -> None:
+    def seed(self, tree: str, source: str, prefix: bytes = b"", *, of: str | None = None) -> None:
         """Say which source a tree just published belongs to, unless that was said; see Profile for `prefix`.
 
+        `of`: a tree of the same files, laid out otherwise, whose starts, by path, count for this one too.
         A profile is no reason for a push to fail: what goes wrong is logged.
         """
         key = layout.tree_profile_key(tree)
         try:
-            self._catalog.store.put_if(key, Profile(source=source, prefix=prefix).encode(), None)
+            made = Profile(source=source, prefix=prefix)
+            known = self.of_tree(of) if of not in (None, tree) else None
+            if known is not None:
+                made = replace(known, frames={})
+            self._catalog.store.put_if(key, made.encode(), None)
         except ConflictError:
             pass
         except FloeError as error:

@@ -1,29 +1,37 @@
 """What to fetch before it is asked for: several streams in each pack, each with a window that grows. Pure.
 
 A stream is established by reads that continue one another; concurrent reads may arrive out of order. Its window starts small
-and doubles each time its reader had to wait although the stream was known, so it settles at about bandwidth times
-delay, without measuring either. Reads that the cache answers are not reported one by one: `mark` says which ones to report.
+and grows each time its reader had to wait for what was asked for ahead, up to some times of what the reader takes while
+a request is under way: its measured bandwidth times their measured delay. Reads that the cache answers are not reported one by one: `mark` says which ones to report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 
 from cachetools import LRUCache
 
 _FIRST_WINDOW = 2 << 20  # bytes
+_GROWTH = 4  # times, once for each window that was too small: three of these reach the largest
 _PIECE_MIN, _PIECE_MAX = 1 << 20, 8 << 20  # bytes of one request ahead
 _PIECES = 4  # of a window, under way at the same time
 _ESTABLISHED = 512 << 10  # bytes in a row; most files of an image are smaller, and random reads never get there
 _NEAR = 128 << 10  # bytes; a gap that new streams may have, a skipped small file
 _REORDERED = 2 << 20  # bytes; how far out of order the kernel's parallel reads may come
-_STREAMS, _PACKS = 8, 256  # remembered for a pack; packs remembered
+_STREAMS, _PACKS = 32, 256  # remembered for a pack; packs remembered
+_SAMPLE = 0.05  # seconds, the least over which a reader's bandwidth is measured
+_SAMPLES, _DELAYS = 4, 16  # measurements remembered
+_ROOM = 3  # times bandwidth times delay: both vary
+_PATIENCE = 0.3  # seconds without a read after which a stream counts as left, unless it has paused for as long before
 
 
 class Stream:
     """One reader's way through a pack. Offsets and sizes in bytes of content."""
 
-    __slots__ = ("ahead", "end", "kept", "reads", "start", "window")
+    __slots__ = ("_grown", "_rates", "_since", "_taken", "ahead", "end", "kept", "patience", "reads", "start", "window")
 
     def __init__(self, offset: int, length: int) -> None:
         self.start = offset
@@ -32,6 +40,11 @@ class Stream:
         self.kept = self.end  # from here on nothing was let go
         self.reads = 1
         self.window = _FIRST_WINDOW
+        self.patience = _PATIENCE
+        self._grown = 0  # before this nothing was asked for with the window as it is
+        self._rates: deque[float] = deque(maxlen=_SAMPLES)  # bytes a second
+        self._since: float | None = None  # when the measurement under way began, in seconds
+        self._taken = 0  # and where the reader was then
 
     @property
     def established(self) -> bool:
@@ -44,18 +57,37 @@ class Stream:
             return max(self.start, self.end - _REORDERED) <= offset <= max(self.ahead, self.end + _REORDERED)
         return offset <= self.end + _NEAR and offset + length >= self.start - _NEAR
 
-    def read(self, offset: int, length: int, limit: int, *, waited: bool) -> None:
-        """Take note of a read; `waited`: it was not in the cache."""
-        if waited and self.established:
-            self.window = min(self.window * 2, limit)
+    def read(self, offset: int, length: int, limit: int, delay: float, now: float, *, waited: bool) -> None:
+        """Take note of a read at `now`; `waited`: it was not in the cache. `delay`: seconds that requests take."""
+        self._measure(now)
+        if waited and self.established and offset + length > self._grown:
+            enough = _ROOM * max(self._rates) * delay + 2 * _PIECE_MAX if self._rates else math.inf
+            self.window = max(self.window, int(min(self.window * _GROWTH, limit, max(enough, _FIRST_WINDOW))))
+            self._grown = self.ahead
         self.reads += 1
         self.start = min(self.start, offset)
         self.end = max(self.end, offset + length)
         self.ahead = max(self.ahead, self.end)
 
+    def _measure(self, now: float) -> None:
+        if self._since is None or now - self._since > _PATIENCE:  # a pause is no measure of what it can take
+            self._since, self._taken = now, self.end
+        elif now - self._since >= _SAMPLE:
+            self._rates.append((self.end - self._taken) / (now - self._since))
+            self._since, self._taken = now, self.end
+
     def piece(self, limit: int) -> int:
         """Bytes of the next request ahead."""
-        return min(max(self.window // _PIECES, _PIECE_MIN), _PIECE_MAX, limit)
+        return min(max(min(self.window, limit) // _PIECES, _PIECE_MIN), _PIECE_MAX, limit)
+
+    def left(self, ahead: int) -> None:
+        """Its reader seems to have gone: what lies behind `ahead` is not fetched, and it begins small if it comes back."""
+        self.ahead = max(self.end, min(self.ahead, ahead))
+        self.window = max(_FIRST_WINDOW, self.window // 4)
+
+    def paused(self, seconds: float) -> None:
+        """Its reader came back after that long."""
+        self.patience = max(self.patience, min(4 * seconds, 20 * _PATIENCE))
 
     def next_piece(self, limit: int, content_size: int) -> tuple[int, int] | None:
         """The range to ask for now; None: far enough ahead, or at the pack's end. Then tell `ahead`."""
@@ -87,10 +119,12 @@ class Stream:
 
 
 class Streams:
-    """The streams of all packs. `limit` is the largest window in bytes."""
+    """The streams of all packs. `limit` is the largest window in bytes, `clock` gives seconds."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
+        self._clock = clock
+        self._delays: deque[float] = deque(maxlen=_DELAYS)
         self._packs: LRUCache[str, list[Stream]] = LRUCache(_PACKS)
 
     def note(self, pack_id: str, offset: int, length: int, *, waited: bool) -> Stream:
@@ -100,12 +134,21 @@ class Streams:
             streams = self._packs[pack_id] = []
         for position, stream in enumerate(streams):
             if stream.continues(offset, length):
-                stream.read(offset, length, self.limit, waited=waited)
+                stream.read(offset, length, self.limit, self.delay, self._clock(), waited=waited)
                 streams.insert(0, streams.pop(position))
                 return stream
         streams.insert(0, Stream(offset, length))
         del streams[_STREAMS:]
         return streams[0]
+
+    @property
+    def delay(self) -> float:
+        """Seconds from the beginning of a request ahead to its end; the shortest of the last ones, without queueing for others."""
+        return min(self._delays, default=math.inf)
+
+    def took(self, seconds: float) -> None:
+        """A request ahead has come to its end."""
+        self._delays.append(seconds)
 
     def marks(self, pack_id: str) -> Iterator[tuple[int, int]]:
         """The marks of all streams of a pack."""

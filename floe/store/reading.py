@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from floe.store.budget import Asked, Lease
-from floe.store.cache import CacheWriter
+from floe.store.cache import Writer
 from floe.store.errors import DeadlineError, FloeError
 from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import Buffer
@@ -26,8 +26,8 @@ class Get:
     """
 
     __slots__ = (
-        *("_holders", "_leases", "ahead", "count", "error", "first", "frames", "pack_id", "streamed", "table"),
-        "task",
+        *("_holders", "_leases", "ahead", "began", "count", "ended", "error", "first", "frames", "pack_id"),
+        *("streamed", "table", "task", "unread"),
     )
 
     def __init__(
@@ -47,12 +47,20 @@ class Get:
         self.count = len(frames)
         self.ahead = ahead
         self.streamed = streamed
+        self.unread = False  # and nobody will soon: it may go before what was read
         self.error: FloeError | None = None
         self.task: asyncio.Task[None] | None = None
+        self.began = 0.0  # in the event loop's seconds
+        self.ended = False
         self._leases = leases
         self._holders = 1
         for frame in frames:
             frame.get = self
+
+    @property
+    def source(self) -> str:
+        """What its requests and bytes count as."""
+        return "readahead" if self.ahead else "store"
 
     @property
     def wanted(self) -> bool:
@@ -104,6 +112,11 @@ class Read:
         self.flights: dict[int, Flight] = {}
         self.pieces: dict[int, Buffer] = {}
         self.frames = range(0)
+        self.began = 0.0  # to wait for the store, in the event loop's seconds
+        self.fresh = False  # all that it waits for was asked of the store for it
+        self.patience: asyncio.TimerHandle | None = None  # of one that goes around the cache's disk
+        self.returned = False  # to the disk, when that ran out
+        self.returning: set[int] = set()  # frames that the disk is being asked for beside the store
         self._holds: list[Get] = []
 
     def cancel(self) -> None:
@@ -164,7 +177,7 @@ class Read:
             self.lease = None
 
 
-def read_local(writer: CacheWriter, read: Read, frame: int) -> Buffer | None:
+def read_local(writer: Writer, read: Read, frame: int) -> Buffer | None:
     """What a read wants of a frame on the cache's disk, hashed before that if need be; None when it is not usable."""
     pack, table = writer.pack(read.pack_id), read.table
     assert table is not None

@@ -2,7 +2,7 @@
 
 All are canonical JSON (keys sorted, no spaces, UTF-8, no NaN), carry `format` and `version`, and a reader
 ignores keys it does not know within a version, at any depth. What it knows is checked: a record that was read can be
-relied upon. `encryption` and `signatures` are reserved: null and [].
+relied upon. A manifest's `encryption` and `signatures` are reserved: null and []; signatures stand in refs, see signing.py.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from floe.store import fields
+from floe.store import fields, jsontext
+from floe.store.erofs import MAX_DEVICES
 from floe.store.errors import BadInputError, DamagedError, UnsupportedError
 from floe.store.ids import Buffer, hexdigest
 
 VERSION = 1
 KIND_LAYER, KIND_MODEL = "layer", "model"
+# A label of layers with directories that took their attributes from lower ones: the chain id of those ("" for none).
+PARENT_LABEL = "floe.parent-chain"
 R = TypeVar("R", bound="Record")
 
 
@@ -49,15 +52,15 @@ class Record:
     def decode(cls: type[R], data: Buffer, key: str) -> R:
         """Parse the object found at `key`; DamagedError or UnsupportedError names that key."""
         try:
-            value = json.loads(bytes(data))
+            value = jsontext.parse(data)
             kind, version = value.pop("format"), value.pop("version")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"{key} is not a {cls.FORMAT} record", hint=cls.REPAIR) from error
         if kind != cls.FORMAT:
-            raise DamagedError(f"{key} holds a {kind!r} record, not {cls.FORMAT!r}", hint=cls.REPAIR)
-        if version != VERSION:
+            raise DamagedError(f"{key} holds a {jsontext.shown(kind)} record, not {cls.FORMAT!r}", hint=cls.REPAIR)
+        if version != VERSION or type(version) is not int:
             raise UnsupportedError(
-                f"{key} has format version {version}; this Floe reads version {VERSION}",
+                f"{key} has format version {jsontext.shown(version)}; this Floe reads version {VERSION}",
                 hint="upgrade Floe on this node",
             )
         try:
@@ -144,7 +147,7 @@ class Manifest(Record):
         return cls(
             kind=fields.text(value["kind"], "kind"),
             tree=TreeEntry.from_json(value["tree"], "tree"),
-            packs=fields.each(value["packs"], "packs", PackEntry.from_json),
+            packs=fields.each(value["packs"], "packs", PackEntry.from_json, most=MAX_DEVICES),
             sizes=Sizes.from_json(value["sizes"], "sizes"),
             source=fields.text(value["source"], "source"),
             created=fields.text(value["created"], "created"),
@@ -169,17 +172,68 @@ class StoreRecord(Record):
 
 
 @dataclass(frozen=True)
+class Signature:
+    """A `signature` (base64) by the key with the id `key`, made at `signed` (RFC 3339, UTC); signing.py says of what."""
+
+    key: str
+    signature: str
+    signed: str
+
+    @classmethod
+    def from_json(cls, value: object, name: str) -> Signature:
+        """As the field `name` holds it; ValueError."""
+        found = fields.mapping(value, name, "key", "signature", "signed")
+        return cls(*(fields.text(found[part], f"{name}.{part}") for part in ("key", "signature", "signed")))
+
+
+@dataclass(frozen=True)
 class Ref(Record):
-    """A model's tag or a layer's diff id: names a `manifest` by digest; `updated` is RFC 3339, UTC."""
+    """A model's tag or a layer's diff id: names a `manifest` by digest; `updated` is RFC 3339, UTC.
+
+    `by`: who moved a tag there, as that machine said: for people, and nothing is decided by it.
+    """
 
     FORMAT: ClassVar[str] = "floe.ref"
 
     manifest: str
     updated: str
+    signatures: tuple[Signature, ...] = ()
+    by: str = ""
+
+    def encode(self) -> bytes:
+        """The object's bytes; one without signatures, or `by`, is what it was before there were any."""
+        value = {"format": self.FORMAT, "version": VERSION, **asdict(self)}
+        for name in ("signatures", "by"):
+            if not value[name]:
+                del value[name]
+        return canonical_json(value)
 
     @classmethod
     def _from_json(cls, value: dict[str, Any]) -> Ref:
-        return cls(fields.hexdigest(value["manifest"], "manifest"), fields.text(value["updated"], "updated"))
+        return cls(
+            fields.hexdigest(value["manifest"], "manifest"),
+            fields.text(value["updated"], "updated"),
+            fields.each(value.get("signatures", []), "signatures", Signature.from_json),
+            fields.text(value.get("by", ""), "by"),
+        )
+
+
+@dataclass(frozen=True)
+class TreeSignatures(Record):
+    """Who vouches for a `tree` whatever names it: a model's own, and one placed at a path in an image."""
+
+    FORMAT: ClassVar[str] = "floe.tree-signatures"
+    REPAIR: ClassVar[str] = "sign its model, or attach it, again"
+
+    tree: str
+    signatures: tuple[Signature, ...]
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> TreeSignatures:
+        return cls(
+            fields.hexdigest(value["tree"], "tree"),
+            fields.each(value["signatures"], "signatures", Signature.from_json),
+        )
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,19 @@ prefix `containerd.io/snapshot/` to Prepare as labels. The marker is canonical J
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from floe.store import jsontext
 from floe.store.errors import BadInputError, DamagedError, UnsupportedError
 from floe.store.ids import Buffer, is_hexdigest
 from floe.store.records import canonical_json
 
 ANNOTATION = "containerd.io/snapshot/floe.model"
+# On the image's other layers, since stubs come last: the trees of its models, so that their content is on its way early.
+MODELS_AHEAD = "containerd.io/snapshot/floe.models-ahead"
+# Trees named there; containerd takes no label of more than 4096 bytes, its key included.
+AHEAD_MAX = 60
 # Relative to the layer's root.
 MARKER = ".floe/model.json"
 FORMAT, VERSION = "floe.stub", 1
@@ -51,15 +56,15 @@ class Marker:
     def decode(cls, data: Buffer, where: str) -> Marker:
         """Parse a marker found at `where`; DamagedError or UnsupportedError names that place."""
         try:
-            value = json.loads(bytes(data))
+            value = jsontext.parse(data, MARKER_MAX)
             found = (value["format"], value["version"])
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{where} is not a {FORMAT} marker: {error!r}") from error
         if found[0] != FORMAT:
-            raise DamagedError(f"{where} holds a {found[0]!r} record, not {FORMAT!r}")
-        if found[1] != VERSION:
+            raise DamagedError(f"{where} holds a {jsontext.shown(found[0])} record, not {FORMAT!r}")
+        if found[1] != VERSION or type(found[1]) is not int:
             raise UnsupportedError(
-                f"{where} has format version {found[1]}; this Floe reads version {VERSION}",
+                f"{where} has format version {jsontext.shown(found[1])}; this Floe reads version {VERSION}",
                 hint="upgrade Floe on this node",
             )
         texts = [value.get(name) for name in ("tree", "path", "model", "manifest")]
@@ -79,3 +84,13 @@ def check_annotation(value: str) -> str:
             hint="attach the model again with `floe image attach`",
         )
     return value
+
+
+def models_ahead(trees: Iterable[str]) -> str:
+    """The value of MODELS_AHEAD for these trees, each once; what does not fit is fetched with its own layer."""
+    return ",".join(list(dict.fromkeys(filter(is_hexdigest, trees)))[:AHEAD_MAX])
+
+
+def parse_models_ahead(value: str) -> list[str]:
+    """The trees that MODELS_AHEAD names; what is no tree is passed over, since it is advice."""
+    return [tree for tree in value.split(",")[:AHEAD_MAX] if is_hexdigest(tree)]

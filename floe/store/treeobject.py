@@ -13,7 +13,10 @@ from floe.store.errors import DamagedError, UnsupportedError
 from floe.store.ids import Buffer, hexdigest
 
 VERSION = 1
-MAX_IMAGE = 4 << 30  # bytes; refuses an absurd size before memory is asked for
+MAX_IMAGE = 1 << 30  # bytes; refuses an absurd size before memory is asked for
+# An image larger than _FREE must not be more than _RATIO times what it is stored in: who can write the store could have
+# readers allocate what they do not have. The writer stores such a one as it is.
+_FREE, _RATIO = 64 << 20, 256
 CODEC_RAW, CODEC_ZSTD = 0, 1
 _MAGIC = b"FLOETREE"
 # magic, version, flags, codec, zero, image bytes, encryption key id (zero: not encrypted)
@@ -22,9 +25,10 @@ HEADER_BYTES = _HEADER.size
 
 
 def encode_tree(image: Buffer) -> bytes:
-    """The tree object of an EROFS image: zstd when that saves at least a tenth, else raw."""
+    """The tree object of an EROFS image: zstd when that saves at least a tenth, and not absurdly much, else raw."""
     packed = zstandard.ZstdCompressor(level=3).compress(image)
-    codec, body = (CODEC_ZSTD, packed) if len(packed) * 10 <= len(image) * 9 else (CODEC_RAW, bytes(image))
+    smaller = len(packed) * 10 <= len(image) * 9 and len(image) <= _most(len(packed))
+    codec, body = (CODEC_ZSTD, packed) if smaller else (CODEC_RAW, bytes(image))
     return _HEADER.pack(_MAGIC, VERSION, 0, codec, len(image), bytes(32)) + body
 
 
@@ -43,8 +47,8 @@ def decode_tree(data: Buffer, tree_digest: str) -> bytes:
             hint="upgrade Floe on this node",
         )
     body = memoryview(data)[_HEADER.size :]
-    if size > MAX_IMAGE:
-        raise DamagedError(f"{what} claims {size} bytes", hint=hint)
+    if size > MAX_IMAGE or size > _most(len(body)):
+        raise DamagedError(f"{what} claims to hold {size} bytes in {len(body)}", hint=hint)
     if codec == CODEC_ZSTD:
         try:
             # The frame's own size is what the library allocates, whatever max_output_size says: check it first.
@@ -57,3 +61,8 @@ def decode_tree(data: Buffer, tree_digest: str) -> bytes:
     if len(body) != size or hexdigest(body) != tree_digest:
         raise DamagedError(f"{what} does not match its digest", hint=hint)
     return bytes(body)
+
+
+def _most(stored: int) -> int:
+    """Bytes of the largest image that is read out of so many stored ones."""
+    return max(_FREE, _RATIO * stored)

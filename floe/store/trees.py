@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from floe.store import layout
-from floe.store.cache.node_cache import NodeCache
+from floe.store.cache import Cache
 from floe.store.erofs import read_device_table
 from floe.store.errors import DamagedError, DeadlineError, FloeError, NotFoundError
 from floe.store.ids import Buffer, check_hexdigest
@@ -60,7 +60,7 @@ class _Fetch:
 class TreeStore:
     """Trees of `store`, kept in `cache`. Thread-safe."""
 
-    def __init__(self, store: ObjectStore, cache: NodeCache) -> None:
+    def __init__(self, store: ObjectStore, cache: Cache) -> None:
         self._store = store
         self._cache = cache
         self._lock = threading.Lock()  # guards _fetches

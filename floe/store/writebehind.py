@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from floe.store.cache import CacheWriter
+from floe.store.cache import Writer
 from floe.store.frames import VerifiedFrame
 from floe.store.onhand import Held
 
@@ -27,7 +27,7 @@ class WriteBehind:
 
     def __init__(
         self,
-        writer: CacheWriter,
+        writer: Writer,
         tell: Callable[..., None],
         written: Callable[[list[Held], list[tuple[Held, VerifiedFrame]]], None],
     ) -> None:
@@ -61,7 +61,7 @@ class WriteBehind:
                 get, first = run[0][0].get, run[0][0].number
                 frames = [frame for _, frame in run]
                 # A stream's are read from memory; into others the next faults fall, which the page cache answers.
-                if not self._writer.put_run(get.pack_id, first, frames, direct=get.streamed):
+                if not self._writer.put_run(get.pack_id, first, frames, direct=get.streamed, unread=get.unread):
                     lost += run
         except Exception:
             _log.exception("frames of pack %s could not be written to the cache", batch[0].get.pack_id)

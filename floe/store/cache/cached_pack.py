@@ -8,7 +8,6 @@ leaves at worst data without a bit, which loading gives back to the disk.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import threading
@@ -18,75 +17,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from floe.store.cache.bitmap import HEADER_BYTES, Bitmap, runs
-from floe.store.cache.durable import begin_write_back, punch, sync_folder, write_all, write_pieces
-from floe.store.cache.eviction import EMPTY, EXTENT, EXTENT_SHIFT
+from floe.store.cache.durable import is_in_memory, punch, sync_folder, write_all
+from floe.store.cache.eviction import EMPTY, EXTENT, EXTENT_SHIFT, UNREAD
+from floe.store.cache.packfiles import NO_DESCRIPTORS, Files
+from floe.store.cache.usage import Usage
 from floe.store.ids import Buffer
 
 _log = logging.getLogger(__name__)
 
-NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # says nothing about a frame
 _SLACK = 1 << 20  # bytes of disk beyond the present frames that are not worth looking for
-
-
-class Usage:
-    """What all packs share: bytes `held` (stored or about to be), `now` (recency: stores so far), failed disk `errors`."""
-
-    __slots__ = ("errors", "held", "lock", "now")
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.held = 0
-        self.now = 1
-        self.errors = 0
-
-    def add(self, count: int) -> None:
-        """Change `held`, and move time on."""
-        with self.lock:
-            self.held += count
-            self.now = min(self.now + 1, EMPTY - 1)
-
-
-class Files:
-    """Descriptors of a pack's data and bitmap; closed when the last thread that uses them lets go.
-
-    `direct` writes the data past the page cache; it is -1 until `want_direct`, and where that cannot be.
-    """
-
-    __slots__ = ("_refused", "bitmap", "data", "direct")
-
-    def __init__(self, folder: Path) -> None:
-        self.data = self.bitmap = self.direct = -1
-        self._refused = False
-        self.data = os.open(folder / "data", os.O_RDWR)
-        self.bitmap = os.open(folder / "bitmap", os.O_RDWR | os.O_CREAT, 0o600)
-
-    def want_direct(self) -> None:
-        """Open `direct` if need be and possible; for one thread at a time."""
-        if self.direct < 0 and not self._refused:
-            try:
-                self.direct = os.open(f"/proc/self/fd/{self.data}", os.O_WRONLY | os.O_DIRECT)
-            except OSError as error:
-                self._refused = error.errno not in NO_DESCRIPTORS
-
-    def write(self, pieces: Sequence[Buffer], offset: int, *, direct: bool) -> None:
-        """Write to the data, past the page cache if `direct` and if that can be: from memory on page boundaries only."""
-        if direct and self.direct >= 0 and not self._refused:
-            try:
-                write_pieces(self.direct, pieces, offset)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                self._refused = True
-            else:
-                return
-        length = write_pieces(self.data, pieces, offset)
-        if direct:
-            begin_write_back(self.data, offset, length)
-
-    def __del__(self) -> None:
-        for fd in (self.data, self.bitmap, self.direct):
-            if fd >= 0:
-                os.close(fd)
 
 
 class CachedPack:
@@ -106,6 +45,7 @@ class CachedPack:
         self._loaded = 0
         extents = -(-bits.content_size // EXTENT)
         self.recency = array("I", [EMPTY]) * extents
+        self.bypass = usage.bypass
         self._usage = usage
         self._opened = opened
         self._shift = bits.frame_size.bit_length() - 1
@@ -176,14 +116,17 @@ class CachedPack:
             return False
         try:
             files = self.files or self.open()
-            got = os.preadv(files.data, (buffer,), offset, 0 if wait else os.RWF_NOWAIT)
+            if wait:
+                got = files.read_timed(buffer, offset, self.bypass)
+            else:
+                got = os.preadv(files.data, (buffer,), offset, os.RWF_NOWAIT)
         except OSError as error:
             if not wait:  # from the disk, or a file system that cannot say: the caller asks again
                 raise BlockingIOError from error
             if error.errno in NO_DESCRIPTORS:
                 return False
-            self._usage.errors += 1
-            _log.warning("pack %s in the cache cannot be read, frames are fetched again: %s", self.id, error)
+            self._usage.fail()
+            _log.warning("pack %s in the cache cannot be read, frames are fetched again: %s", self.id, str(error))
             self._forget(range(first, last + 1))
             return False
         if got != length:
@@ -195,25 +138,44 @@ class CachedPack:
         self.recency[offset >> EXTENT_SHIFT] = self._usage.now
         return True
 
+    def read_from_memory(self, offset: int, buffer: memoryview) -> bool:
+        """As `read_into` if all of it is in the page cache, and without asking the disk for anything; else False."""
+        try:
+            if is_in_memory((self.files or self.open()).data, offset, len(buffer)) is False:
+                return False  # a read that does not wait would have the disk begin all the same
+            return self.read_into(offset, buffer, wait=False)
+        except OSError:
+            return False
+
     def let_go(self, start: int, stop: int) -> None:
         """Content bytes [start, stop) need not stay in the page cache: their readers have them in their own."""
         os.posix_fadvise(self.open().data, start, stop - start, os.POSIX_FADV_DONTNEED)
 
     def store(
-        self, first: int, contents: Sequence[Buffer], boot_id: str, *, reserved: int, direct: bool = False
+        self,
+        first: int,
+        contents: Sequence[Buffer],
+        boot_id: str,
+        *,
+        reserved: int,
+        direct: bool = False,
+        unread: bool = False,
     ) -> None:
         """Write adjacent frames from number `first` on, then their bits.
 
         `reserved` bytes are counted as held for them: what they do not take, since they were there before or on an error, is
-        given back. `direct`: past the page cache, since nobody will read them from there soon.
+        given back. `direct`: past the page cache, since nobody will read them from there soon. `unread`: nobody asked for
+        them, so they do not count as just used.
         """
         try:
-            for frame in self._store(first, contents, boot_id, direct=direct):
+            for frame in self._store(first, contents, boot_id, direct=direct, unread=unread):
                 reserved -= self.bits.content_length(frame)
         finally:
             self._usage.add(-reserved)
 
-    def _store(self, first: int, contents: Sequence[Buffer], boot_id: str, *, direct: bool) -> Iterator[int]:
+    def _store(
+        self, first: int, contents: Sequence[Buffer], boot_id: str, *, direct: bool, unread: bool
+    ) -> Iterator[int]:
         """Yields frames that take space they did not take before."""
         numbers = range(first, first + len(contents))
         with self.lock:
@@ -233,7 +195,7 @@ class CachedPack:
             for frame in numbers:
                 if not self.bits.is_trusted(frame):
                     fresh = not self.bits.is_suspect(frame)
-                    self._trust(files, frame)
+                    self._trust(files, frame, unread=unread)
                     if fresh:
                         yield frame
 
@@ -245,14 +207,18 @@ class CachedPack:
                 self._make_dirty(files, boot_id)
                 self._trust(files, frame)
 
-    def _trust(self, files: Files, frame: int) -> None:
+    def _trust(self, files: Files, frame: int, *, unread: bool = False) -> None:
         bits, at, bit = self.bits, frame >> 3, 1 << (frame & 7)
         # The file first: what cannot be written there has not happened. The data is there, so it says nothing wrong.
         write_all(files.bitmap, bytes((bits.trusted[at] | bit,)), HEADER_BYTES + at)
         if bits.suspect[at] & bit:
             write_all(files.bitmap, bytes((bits.suspect[at] & ~bit,)), HEADER_BYTES + len(bits.trusted) + at)
         bits.trust(frame)
-        self.recency[frame >> (EXTENT_SHIFT - self._shift)] = self._usage.now
+        extent = frame >> (EXTENT_SHIFT - self._shift)
+        if not unread:
+            self.recency[extent] = self._usage.now
+        elif self.recency[extent] == EMPTY:
+            self.recency[extent] = UNREAD
 
     def _write_bits(self, files: Files, start: int, stop: int) -> None:
         bits = self.bits
@@ -295,7 +261,7 @@ class CachedPack:
                 try:
                     punched = punch(files.data, first << self._shift, end - (first << self._shift))
                 except OSError as error:  # its frames are gone all the same, and other space may be given back
-                    self._usage.errors += 1
+                    self._usage.fail()
                     _log.warning("space of pack %s in the cache cannot be given back: %s", self.id, error)
                     continue
                 if not punched:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,8 +16,12 @@ from pathlib import Path
 from floe.store.ids import Buffer
 
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01  # linux/falloc.h
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SPARE = "tmp"  # the folder of a cache directory for temporaries
+_YOUNG = 10.0  # seconds; a temporary so young may not be locked yet
 _IOV_MAX = 1000  # the kernel's limit is 1024
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+_CACHESTAT = 451  # asm-generic/unistd.h, since Linux 6.5
 
 
 def sync_folder(folder: Path) -> None:
@@ -49,10 +55,28 @@ def _temporary(spare: Path) -> Iterator[tuple[int, Path]]:
     fd, text = tempfile.mkstemp(dir=spare)
     name = Path(text)
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # as long as its writer lives
         yield fd, name
     finally:
         os.close(fd)
         name.unlink(missing_ok=True)
+
+
+def remove_dead(spare: Path) -> int:
+    """Remove temporaries whose writers were killed; how many there were. OSError when the folder cannot be read."""
+    removed = 0
+    for entry in os.scandir(spare):
+        with contextlib.suppress(OSError):
+            if not entry.is_file(follow_symlinks=False) or time.time() - entry.stat().st_mtime < _YOUNG:
+                continue
+            fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                Path(entry.path).unlink()
+                removed += 1
+            finally:
+                os.close(fd)
+    return removed
 
 
 def write_all(fd: int, data: Buffer, offset: int) -> None:
@@ -100,6 +124,16 @@ def punch(fd: int, offset: int, length: int) -> bool:
 def begin_write_back(fd: int, offset: int, length: int) -> None:
     """Have what is dirty of [offset, offset + length) written to the disk from now on; no promise, so no error."""
     _libc().sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+
+def is_in_memory(fd: int, offset: int, length: int) -> bool | None:
+    """Whether all of [offset, offset + length) is in the page cache; None where the kernel does not tell."""
+    asked = (ctypes.c_uint64 * 2)(offset, length)
+    told = (ctypes.c_uint64 * 5)()  # pages that are there, dirty, under write-back, evicted, recently evicted
+    if _libc().syscall(_CACHESTAT, fd, asked, told, 0):
+        return None
+    first, last = offset // PAGE, (offset + length - 1) // PAGE
+    return bool(told[0] > last - first)
 
 
 def current_boot_id() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 EXTENT_SHIFT = 22
 EXTENT = 1 << EXTENT_SHIFT  # bytes; a multiple of every frame size
 EMPTY = 0xFFFFFFFF  # as an extent's recency: nothing of it is in the cache
+UNREAD = 0  # as one: nobody asked for it, so it goes before all that was read
 _SMALLEST_BATCH_SHARE = 64  # of the cache: one plan serves many stores
 _BATCH_MAX = 64 << 20  # bytes
 

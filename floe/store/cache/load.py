@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from floe.store.cache.bitmap import Bitmap
-from floe.store.cache.cached_pack import CachedPack, Usage
+from floe.store.cache.cached_pack import CachedPack
 from floe.store.cache.durable import sync_folder
 from floe.store.cache.node_cache import NodeCache
+from floe.store.cache.usage import Usage
 from floe.store.errors import NotFoundError
 
 

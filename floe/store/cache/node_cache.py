@@ -3,6 +3,7 @@
 Below the root:
 
     trees/<tree digest>.erofs     an EROFS image, checked against its name
+    trees/<tree digest>.checked   the number of the rules by which that image is sound, see erofs_check.py
     packs/<pack id>/index         the pack index object, checked against its name
     packs/<pack id>/data          sparse file of the pack's content; only the writer changes it
     packs/<pack id>/bitmap        which frames are there (see bitmap.py); only the writer changes it
@@ -19,6 +20,7 @@ Whoever adds a pin, or takes frames or `complete` away, holds a flock on the pac
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -30,7 +32,8 @@ from urllib.parse import quote, unquote
 
 from cachetools import LRUCache
 
-from floe.store.cache.durable import create_sparse, sync_folder, write_durably
+from floe.store.cache.durable import SPARE, create_sparse, sync_folder, write_durably
+from floe.store.erofs_check import RULES, check_image
 from floe.store.errors import BadInputError, DamagedError, DiskError, FloeError, NoSpaceError, NotFoundError
 from floe.store.ids import Buffer, check_hexdigest, hexdigest, is_hexdigest
 from floe.store.packindex import PackIndex
@@ -39,8 +42,9 @@ _log = logging.getLogger(__name__)
 
 _POLL = 0.01  # seconds between two tries to lock a pack
 _NAME_MAX = 255  # bytes of a file name
+_CHECKED = ".checked"  # in the place of a tree's .erofs
 _REMEMBERED = 65536  # packs and trees; some 200 bytes each
-_FULL = {28, 122}  # ENOSPC, EDQUOT
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NodeCache:
@@ -52,11 +56,12 @@ class NodeCache:
 
     def __init__(self, root: Path, *, size: int | None = None, min_free: int = 0) -> None:
         self.root = root
+        self.roots = (root,)
         self.size = size
         self.min_free = min_free
         self.trees = root / "trees"
         self.packs = root / "packs"
-        self.spare = root / "tmp"
+        self.spare = root / SPARE
         with disk_errors(f"cache folder {root}"):
             for folder in (root, self.trees, self.packs, self.spare):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -64,20 +69,33 @@ class NodeCache:
         self._sizes: LRUCache[str, int] = LRUCache(_REMEMBERED)  # content sizes of packs whose index was checked
         self._checked: LRUCache[str, tuple[int, ...]] = LRUCache(_REMEMBERED)  # trees, with the file that was checked
 
+    @property
+    def members(self) -> tuple[NodeCache, ...]:
+        """Itself: see CacheGroup."""
+        return (self,)
+
     # trees
 
     def add_tree(self, tree_digest: str, image: Buffer) -> Path:
-        """Keep an EROFS image, durably; its path. DamagedError when it is not what the digest names, NoSpaceError."""
+        """Keep an EROFS image, durably; its path.
+
+        DamagedError when it is not what the digest names or no sound image, UnsupportedError, NoSpaceError.
+        """
         check_hexdigest(tree_digest, "tree digest")
         if hexdigest(image) != tree_digest:
             raise DamagedError(f"tree {tree_digest} does not match its digest")
+        check_image(image, f"tree {tree_digest}")
         path = self.trees / f"{tree_digest}.erofs"
         with disk_errors(f"tree {tree_digest} in {self.root}"):
             write_durably(path, image, self.spare)
+            self._found_sound(path)
         return path
 
     def tree_path(self, tree_digest: str) -> Path | None:
-        """The image's path; None when it is not here, or was damaged and is now gone."""
+        """The image's path; None when it is not here, or was damaged and is now gone.
+
+        DamagedError, UnsupportedError: it is what the digest names, but no image that the kernel should see.
+        """
         if not is_hexdigest(tree_digest):
             return None
         path = self.trees / f"{tree_digest}.erofs"
@@ -92,7 +110,11 @@ class NodeCache:
                 with self._lock:
                     if self._checked.get(tree_digest) == identity:
                         return path
-                if hexdigest(file.read()) == tree_digest:
+                image = file.read()
+                if hexdigest(image) == tree_digest:
+                    if not _is_sound(path):  # kept by an earlier version
+                        check_image(image, f"tree {tree_digest}")
+                        self._found_sound(path)
                     with self._lock:
                         self._checked[tree_digest] = identity
                     return path
@@ -100,7 +122,14 @@ class NodeCache:
             path.unlink(missing_ok=True)
         return None
 
+    def _found_sound(self, path: Path) -> None:
+        write_durably(path.with_suffix(_CHECKED), str(RULES).encode(), self.spare)
+
     # packs
+
+    def pack_ids(self) -> list[str]:
+        """All packs of which anything is here. OSError."""
+        return [name for name in os.listdir(self.packs) if is_hexdigest(name)]  # noqa: PTH208 - names only
 
     def folder(self, pack_id: str) -> Path:
         """Where a pack lies, present or not. BadInputError for what is not a pack id."""
@@ -222,6 +251,13 @@ class NodeCache:
         return size
 
 
+def _is_sound(path: Path) -> bool:
+    try:
+        return path.with_suffix(_CHECKED).read_bytes() == str(RULES).encode()
+    except FileNotFoundError:
+        return False
+
+
 def _pin_name(owner: str) -> str:
     name = quote(owner, safe="")
     if not name or len(name) > _NAME_MAX or name in (".", ".."):
@@ -237,7 +273,7 @@ def disk_errors(what: str) -> Iterator[None]:
     except FloeError:
         raise
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise NoSpaceError(
                 f"{what}: the disk is full", hint="free some space or set a smaller cache_size"
             ) from error

@@ -10,37 +10,66 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from queue import SimpleQueue
+from typing import Any, NamedTuple
 
 from cachetools import LRUCache
 
-from floe.store.cache.cached_pack import NO_DESCRIPTORS, CachedPack, Usage
+from floe.store.cache.bypass import Bypass
+from floe.store.cache.cached_pack import CachedPack
 from floe.store.cache.durable import current_boot_id
 from floe.store.cache.eviction import EXTENT, batch, oldest_first, shortage
 from floe.store.cache.load import load_pack
 from floe.store.cache.node_cache import NodeCache, disk_errors
 from floe.store.cache.ownership import leave_packs, own, remove_left
+from floe.store.cache.packfiles import NO_DESCRIPTORS
+from floe.store.cache.shares import POLICY_PIN, Room, Share, Shares
+from floe.store.cache.tables import Tables
+from floe.store.cache.usage import Usage
 from floe.store.errors import DamagedError, FloeError, TransitDamageError
 from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import is_hexdigest
 
 _log = logging.getLogger(__name__)
 
-_TABLES = 16 << 20  # bytes of frame tables kept in memory
 _OPEN_PACKS = 384  # packs with open files, two or three each
 _WARN_PAUSE = 60.0  # seconds between two log lines about a disk that refuses writes
 _PAUSE = 0.2  # seconds without storing or evicting after there was nothing to evict
 
 
-class CacheWriter:
-    """Frames of `cache` for the pack filesystem's worker. Thread-safe; no disk error leaves `put`.
+class Group(NamedTuple):
+    """What the writer of one directory of several has to do with the others.
 
-    Waits up to `wait` seconds for the writer before it (a worker that is ending), then BusyError. `boot_id` is for tests.
+    `packs`, `tables` and `shares` are those of all. `evict_elsewhere` is asked for bytes of some packs that lie in other directories,
+    `trouble` told that the disk refused something.
     """
 
-    def __init__(self, cache: NodeCache, *, wait: float = 0.0, boot_id: str | None = None) -> None:
+    packs: Mapping[str, CachedPack]
+    tables: Tables
+    shares: Shares
+    evict_elsewhere: Callable[[int, AbstractSet[str]], object]
+    trouble: Callable[[], None]
+
+
+class CacheWriter:
+    """Frames of `cache`, one directory, for the pack filesystem's worker. Thread-safe; no disk error leaves `put`.
+
+    Waits up to `wait` seconds for the writer before it (a worker that is ending), then BusyError. `bypass` judges the disk.
+    `group`: the other directories, if there are. `boot_id` is for tests.
+    """
+
+    def __init__(
+        self,
+        cache: NodeCache,
+        *,
+        wait: float = 0.0,
+        boot_id: str | None = None,
+        bypass: Bypass | None = None,
+        group: Group | None = None,
+    ) -> None:
         self.cache = cache
         self._boot_id = boot_id or current_boot_id()
         lock = own(cache.root / "writer.lock", wait)
@@ -51,10 +80,12 @@ class CacheWriter:
             os.close(lock.fd)
             raise
         remove_left(cache)
-        self._usage = Usage()
         self.packs: dict[str, CachedPack] = {}  # those in use; others only look up
-        self._tables_lock = threading.Lock()
-        self._tables: LRUCache[str, FrameTable] = LRUCache(_TABLES, getsizeof=lambda t: 512 + 48 * len(t))
+        self._group = group or Group(self.packs, Tables(cache.index), Shares(), lambda _need, _packs: 0, lambda: None)
+        self.shares = self._group.shares
+        self._tables = self._group.tables
+        self.bypass = bypass or Bypass()
+        self._usage = Usage(self.bypass, self._group.trouble)
         self._open: LRUCache[str, CachedPack] = _OpenPacks(_OPEN_PACKS)
         self._open_lock = threading.Lock()
         self._load_lock = threading.Lock()
@@ -87,22 +118,12 @@ class CacheWriter:
                     self.packs[pack_id] = self._load_pack(pack_id)
                 return self.packs[pack_id]
         except FloeError as error:
-            self._count("write_errors")
-            _log.warning("cannot use the cache for pack %s: %s", pack_id, error)
+            self._failed(pack_id, error, "use the cache for")
             return None
 
     def table(self, pack_id: str) -> FrameTable | None:
         """The pack's frames as its index lists them; None when the index is not on this node."""
-        with self._tables_lock:
-            table = self._tables.get(pack_id)
-        if table is None:
-            index = self.cache.index(pack_id)
-            if index is None:
-                return None
-            table = FrameTable(index)
-            with self._tables_lock:
-                self._tables[pack_id] = table
-        return table
+        return self._tables.get(pack_id)
 
     def has(self, pack_id: str, frame: int) -> bool:
         """Whether this frame can be read without hashing or fetching it."""
@@ -145,10 +166,19 @@ class CacheWriter:
         """
         return self.put_run(pack_id, frame, [content])
 
-    def put_run(self, pack_id: str, first: int, frames: Sequence[VerifiedFrame], *, direct: bool = False) -> bool:
+    def put_run(
+        self,
+        pack_id: str,
+        first: int,
+        frames: Sequence[VerifiedFrame],
+        *,
+        direct: bool = False,
+        unread: bool = False,
+    ) -> bool:
         """Keep adjacent frames from number `first` on, all or none; see `put`.
 
-        `direct`: past the page cache, since their readers have them already.
+        `direct`: past the page cache, since their readers have them already. `unread`: nobody asked for them, so nothing is
+        evicted for them, and they are the first to go.
         """
         try:
             pack, table = self.pack(pack_id), self.table(pack_id)
@@ -166,10 +196,10 @@ class CacheWriter:
         need = sum(map(table.content_length, numbers))
         contents = [frame.content for frame in frames]
         for attempt in (1, 2):
-            if not self._reserve(need, full=attempt == 2):
+            if not self._reserve(pack_id, need, full=attempt == 2, evict=not unread):
                 break
             try:
-                pack.store(first, contents, self._boot_id, reserved=need, direct=direct)
+                pack.store(first, contents, self._boot_id, reserved=need, direct=direct, unread=unread)
             except OSError as error:
                 self._failed(pack_id, error)
                 continue
@@ -191,15 +221,28 @@ class CacheWriter:
             with suppress(OSError):
                 pack.let_go(start, stop)
 
-    def _failed(self, pack_id: str, error: OSError | FloeError) -> None:
+    def missed(self, nbytes: int, seconds: float) -> None:
+        """A read of `nbytes` waited so long for the store."""
+        self.bypass.misses.add(nbytes, seconds)
+        self.bypass.look()
+
+    def discard(self, pack_id: str, frames: list[int]) -> bool:
+        """Take away frames that are known to be bad; False when a native mount has the pack, or the disk fails."""
+        pack = self.pack(pack_id)
+        return pack is not None and self._drop(pack, frames, own=True) > 0
+
+    def _failed(self, pack_id: str, error: OSError | FloeError, what: str = "write") -> None:
         self._count("write_errors")
         if time.monotonic() >= self._warn_from:  # a full disk fails every store
             self._warn_from = time.monotonic() + _WARN_PAUSE
-            _log.warning("cannot write pack %s to the cache: %s (counted, not said again)", pack_id, str(error))
+            to = " to the cache" if what == "write" else ""
+            _log.warning("cannot %s pack %s%s: %s (counted, not said again)", what, pack_id, to, str(error))
 
     def _count(self, name: str, by: int = 1) -> None:
         with self._counts_lock:
             self._counts[name] += by
+        if name == "write_errors":
+            self._group.trouble()
 
     def counters(self) -> dict[str, int]:
         """Totals since the start: frames and bytes; and `held_bytes`, the content in the cache now."""
@@ -208,42 +251,79 @@ class CacheWriter:
 
     # room
 
-    def _reserve(self, need: int, *, full: bool) -> bool:
-        """Count `need` bytes as held, after evicting what that takes. `full`: the disk just said so."""
+    def room(self, pack_id: str = "") -> Room:
+        """What can be stored of a pack, or of one without a share, before something has to go; the tightest of all bounds."""
+        free = [] if self.cache.size is None else [self.cache.size - self._usage.held]
+        if self.cache.min_free:
+            with suppress(OSError):
+                free.append(self._free_on_disk() - self.cache.min_free)
+        of_all = Room(min(free, default=1 << 62), self.cache.size)
+        of_shares = (Room(s.size - self._held(s), s.size, s.name) for s in self.shares.by_pack.get(pack_id, ()))
+        return min((of_all, *of_shares), key=lambda room: room.free)
+
+    def _held(self, share: Share) -> int:
+        packs = self._group.packs
+        return sum(pack.bits.held() for pack_id in share.packs if (pack := packs.get(pack_id)) is not None)
+
+    def _fits_shares(self, pack_id: str, need: int, *, evict: bool) -> bool:
+        """Whether `need` bytes more of a pack stay within its model's share, of which the oldest goes for that."""
+        for share in self.shares.by_pack.get(pack_id, ()):
+            over = self._held(share) + need - share.size
+            if over > 0 and evict:
+                self.evict(batch(over, share.size), share.packs)
+                over = self._held(share) + need - share.size
+                if over > 0:
+                    self._group.evict_elsewhere(over, share.packs)
+                    over = self._held(share) + need - share.size
+            if over > 0:
+                return False
+        return True
+
+    def _reserve(self, pack_id: str, need: int, *, full: bool, evict: bool) -> bool:
+        """Count `need` bytes as held, after evicting what that takes, if `evict`. `full`: the disk just said so."""
         with self._room:
+            if not self._fits_shares(pack_id, need, evict=evict):
+                return False
             short = self._short(need)
             if full:
                 short = max(short, need)
             if short > 0:
-                if time.monotonic() < self._idle_until:
+                if not evict or time.monotonic() < self._idle_until:
                     return False
-                self._evict(batch(short, self.cache.size))
+                self.evict(batch(short, self.cache.size))
                 if self._short(need) > 0:
                     self._idle_until = time.monotonic() + _PAUSE
                     return False
             self._usage.add(need)
         return True
 
+    def _free_on_disk(self) -> int:
+        status = os.statvfs(self.cache.packs)
+        return status.f_bavail * status.f_frsize
+
     def _short(self, need: int) -> int:
         free = None
         if self.cache.min_free:
             try:
-                status = os.statvfs(self.cache.packs)
+                free = self._free_on_disk()
             except OSError:
                 return 0  # then writing fails too, and says why
-            free = status.f_bavail * status.f_frsize
         return shortage(need, self._usage.held, self.cache.size, free, self.cache.min_free)
 
-    def _evict(self, target: int) -> int:
-        """Take away at least `target` bytes of what was not used for longest, if there is so much; what went."""
-        packs = list(self.packs.values())
+    def evict(self, target: int, among: AbstractSet[str] | None = None) -> int:
+        """Take away at least `target` bytes of what was not used for longest, if there is so much; what went.
+
+        `among`: only from these packs of one model, whose policy may pin them against all others.
+        """
+        packs = [pack for pack in self.packs.values() if among is None or pack.id in among]
+        own = among is not None
         pinned: dict[int, bool] = {}
         chosen: dict[int, list[int]] = {}
         freed = planned = 0
         for position, extent in oldest_first([p.recency for p in packs]):
             pack = packs[position]
             if position not in pinned:
-                pinned[position] = self._is_pinned(pack.id)
+                pinned[position] = self._is_pinned(pack.id, own=own)
             if pinned[position]:
                 continue
             per_extent = EXTENT // pack.bits.frame_size
@@ -251,32 +331,31 @@ class CacheWriter:
             chosen.setdefault(position, []).extend(frames)
             planned += sum(map(pack.bits.content_length, frames))
             if planned >= target - freed:
-                freed += sum(self._drop(packs[at], going) for at, going in chosen.items())
+                freed += sum(self._drop(packs[at], going, own=own) for at, going in chosen.items())
                 chosen, planned = {}, 0
                 if freed >= target:
                     break
-        freed += sum(self._drop(packs[at], going) for at, going in chosen.items())
+        freed += sum(self._drop(packs[at], going, own=own) for at, going in chosen.items())
         self._count("evicted_bytes", freed)
         return freed
 
-    def _is_pinned(self, pack_id: str) -> bool:
+    def _is_pinned(self, pack_id: str, *, own: bool) -> bool:
         try:
-            return bool(self.cache.pins(pack_id))
+            return any(not (own and owner.startswith(POLICY_PIN)) for owner in self.cache.pins(pack_id))
         except OSError as error:  # such as too many open files: nobody knows, so nothing goes
             self._failed(pack_id, error)
             return True
 
-    def _drop(self, pack: CachedPack, frames: list[int]) -> int:
+    def _drop(self, pack: CachedPack, frames: list[int], *, own: bool) -> int:
         try:
             with self.cache.locked(pack.id, wait=False):
-                if self.cache.pins(pack.id):
+                if self._is_pinned(pack.id, own=own):
                     return 0
                 return pack.drop(frames, self._boot_id)
         except BlockingIOError:
             return 0  # somebody pins it right now
         except (OSError, FloeError) as error:
-            self._count("write_errors")
-            _log.warning("cannot evict from pack %s in the cache: %s", pack.id, error)
+            self._failed(pack.id, error, "evict from")
             return 0
 
     # completing
@@ -294,7 +373,7 @@ class CacheWriter:
                     pack.finish()
             except (OSError, FloeError) as error:
                 self._count("write_errors")
-                _log.warning("pack %s in the cache cannot be completed: %s", pack.id, error)
+                _log.warning("pack %s in the cache cannot be completed: %s", pack.id, str(error))
                 pack.distrust(self._boot_id)
 
     def close(self) -> None:
@@ -309,6 +388,18 @@ class CacheWriter:
                 self._failed(pack.id, error)
             pack.files = None
         os.close(self._lock_fd)
+
+    def abandon(self) -> None:
+        """Write nothing more, to a disk that failed and may not answer; in place of `close`."""
+        self._finishing.put(None)
+        for pack in self.packs.values():
+            pack.files = None
+        os.close(self._lock_fd)
+
+    def disks(self) -> list[dict[str, Any]]:
+        """For each directory its `path`, `state` ("ok"), `problem`, `held_bytes` and what `bypass` says."""
+        path, held = str(self.cache.root), self._usage.held
+        return [{"path": path, "state": "ok", "problem": "", "held_bytes": held, "bypass": self.bypass.status()}]
 
     # loading
 

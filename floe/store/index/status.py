@@ -10,6 +10,21 @@ from floe.store.errors import DeadlineError, UnavailableError
 from floe.store.index import open_index
 
 
+def index_denied(url: str, seconds: float, *, writes: bool) -> list[str]:
+    """The commands that Redis' ACL does not allow; see redis/rights.py. UnavailableError. Of other kinds: none."""
+    if open_index(url).url.partition(":")[0] in ("none", "sqlite"):
+        return []
+    late = DeadlineError(f"index does not answer within {seconds} s", hint="check the server and the network")
+
+    def ask() -> list[str]:
+        from floe.store.index.redis.address import RedisAddress  # noqa: PLC0415 - lazy: keeps --help fast
+        from floe.store.index.redis.rights import denied  # noqa: PLC0415 - likewise
+
+        return denied(RedisAddress.parse(url), writes=writes)
+
+    return Bounded("index-rights", 1).call(ask, seconds, late)
+
+
 def index_status(url: str | None, store_uuid: str | None, seconds: float) -> dict[str, Any]:
     """`url` without secrets, `kind` (none, sqlite, redis), `state`, and more for Redis; see redis/state.py.
 

@@ -27,6 +27,8 @@ EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", 
 REPLACED = frozenset({"InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId", "UnrecognizedClientException"})
 # No right is missing where the server does not know the caller.
 STRANGER = REPLACED | {"SignatureDoesNotMatch", "AuthenticationRequired"}
+# The clocks of client and server are minutes apart, as after a machine was suspended: it passes once the clock was set.
+_SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 _DENIED = {"AccessDenied", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed", "AllAccessDisabled"}
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 _REASONS = (
@@ -103,10 +105,17 @@ def error_of(answer: Answer, key: str, place: Place, *, writing: bool, proven: b
         )
     if status in (409, 412):
         return ConflictError(f"{where} was changed by somebody else")
+    if code in _SKEWED:
+        return UnavailableError(
+            f"{place.server} refuses requests of this machine, whose clock differs from its own: {answer.reason}",
+            hint="synchronise this machine's clock (timedatectl, chronyc makestep)",
+        )
     if status in (401, 403) or code in _DENIED or code in REPLACED:
         return AccessDeniedError(
             f"{place.server} does not let us {verb} {where}: {answer.reason}",
-            hint="check the access key, its secret and its rights on the bucket; floe store check names what is missing",
+            hint="check the access key, its secret and its rights on the bucket; floe store check names what is missing"
+            # An answer to HEAD has no body to say so.
+            + ("" if code else "; check this machine's clock, too"),
         )
     if status == 404:
         return NotFoundError(f"no object {where}")

@@ -12,18 +12,39 @@ from floe.store.ids import Buffer
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """`key` relative to the store's root, `size` in bytes, `version` an opaque token for `put_if`."""
+    """`key` relative to the store's root, `size` in bytes, `version` an opaque token for `put_if`.
+
+    `modified`: when it was last written, by the store's own clock: POSIX seconds, compared with each other only.
+    """
 
     key: str
     size: int
     version: str
+    modified: float
+
+
+class Range(Protocol):
+    """Bytes of an object, in order. For one thread, but `abort` for any."""
+
+    def readinto(self, buffer: memoryview) -> None:
+        """Fill `buffer` with what comes next; a FloeError when that cannot be had."""
+        ...
+
+    def abort(self) -> None:
+        """Nobody wants the rest: a `readinto` under way fails."""
+        ...
+
+    def close(self) -> None:
+        """Done, at whatever point."""
+        ...
 
 
 class ObjectStore(Protocol):
     """Flat, immutable-by-convention objects. Methods are thread-safe and raise FloeError classes only.
 
     NotFoundError: no such key. AccessDeniedError: credentials or permission. UnavailableError and its
-    children: cannot be reached, throttled or too slow. A range past the end is an error, never short.
+    children: cannot be reached, throttled or too slow. A range past the end is an error, never short; so is, before its
+    bytes are asked for, an object above WHOLE_MAX bytes (see keys.py) that is to be read whole.
     """
 
     url: str
@@ -31,6 +52,10 @@ class ObjectStore(Protocol):
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> Buffer:
         """Bytes [start, start + length) of the object; `length=None`: to the end."""
+        ...
+
+    def open_range(self, key: str, start: int, length: int) -> Range:
+        """The same, to be read into the caller's memory. Any error, here or then: not this way, or not now; `get` may work."""
         ...
 
     async def get_async(self, key: str, start: int, length: int) -> Buffer:

@@ -27,9 +27,10 @@ from floe.store.errors import (
 from floe.store.ids import Buffer
 from floe.store.objects.address import read_certificates
 from floe.store.objects.answers import Answer, Place, error_of, from_text
-from floe.store.objects.base import ObjectInfo
+from floe.store.objects.base import ObjectInfo, Range
 from floe.store.objects.credentials import ATTEMPTS, RenewableCredentials, Supply
-from floe.store.objects.keys import check_key, check_prefix, check_range, short_object
+from floe.store.objects.http_ranges import HTTPRanges, Location
+from floe.store.objects.keys import check_key, check_prefix, check_range, check_whole, short_object
 from floe.store.objects.multipart import PART, Multipart, Uploads
 from floe.store.objects.source import open_source
 
@@ -99,6 +100,7 @@ class BucketStore:
         except Exception as error:
             raise BadInputError(f"store address {self.url} cannot be used: {from_text(str(error)).reason}") from error
         self.multipart = Multipart(self._open_uploads)
+        self._ranges = HTTPRanges(self._locate, ca)
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> Buffer:
         """See ObjectStore.get."""
@@ -113,12 +115,18 @@ class BucketStore:
             if not length:
                 return b""
         if length is None:
-            return memoryview(self._request(key, lambda bucket: bucket.get(key).bytes()))
+            return memoryview(self._request(key, lambda bucket: _read_whole(bucket, key)[0]))
         wanted = length
         data = self._request(
             key, lambda bucket: bucket.get_range(key, start=start, length=wanted), asked=(start, wanted)
         )
         return _whole(data, key, start, wanted)
+
+    def open_range(self, key: str, start: int, length: int) -> Range:
+        """See ObjectStore.open_range."""
+        check_range(key, start, length)
+        check_key(key)
+        return self._ranges.open(key, start, length)
 
     async def get_async(self, key: str, start: int, length: int) -> Buffer:
         """See ObjectStore.get_async."""
@@ -143,8 +151,8 @@ class BucketStore:
         check_key(key)
 
         def read(bucket: Any) -> tuple[bytes, str]:
-            found = bucket.get(key)
-            return bytes(found.bytes()), self._version(found.meta)
+            data, meta = _read_whole(bucket, key)
+            return bytes(data), self._version(meta)
 
         return self._request(key, read)
 
@@ -213,9 +221,13 @@ class BucketStore:
 
     def close(self) -> None:
         """See ObjectStore.close; obstore has nothing to close."""
+        self._ranges.close()
         self.multipart.close()
 
     # What subclasses know
+
+    def _locate(self, key: str) -> Location:
+        raise NotImplementedError
 
     def _version(self, meta: Any) -> str:
         raise NotImplementedError
@@ -290,7 +302,14 @@ class BucketStore:
         size = meta["size"]
         if not isinstance(size, int):
             raise DamagedError(f"the server did not say how large {key} is")
-        return ObjectInfo(key, size, self._version(meta))
+        return ObjectInfo(key, size, self._version(meta), meta["last_modified"].timestamp())
+
+
+def _read_whole(bucket: Any, key: str) -> tuple[Any, Any]:
+    """An object's bytes and what the server says of it; DamagedError before any are read when it is too large."""
+    found = bucket.get(key)
+    check_whole(key, found.meta["size"])
+    return found.bytes(), found.meta
 
 
 def _whole(data: Any, key: str, start: int, length: int) -> memoryview:

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import threading
@@ -22,12 +23,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from floe.store.copyrange import copy_range
 from floe.store.errors import (
     AccessDeniedError,
     BadInputError,
+    CancelledError,
     ConflictError,
     FloeError,
     NoSpaceError,
@@ -37,8 +40,8 @@ from floe.store.errors import (
     UnavailableError,
 )
 from floe.store.ids import Buffer
-from floe.store.objects.base import ObjectInfo
-from floe.store.objects.keys import check_key, check_prefix, range_length
+from floe.store.objects.base import ObjectInfo, Range
+from floe.store.objects.keys import check_key, check_prefix, check_whole, range_length
 from floe.store.objects.source import open_source
 
 _log = logging.getLogger(__name__)
@@ -64,7 +67,15 @@ class FileStore:
         """See ObjectStore.get."""
         with self._open(key) as fd, self._errors(key):
             wanted = range_length(key, os.fstat(fd).st_size, start, length)
+            if length is None:
+                check_whole(key, wanted)
             return _read(fd, key, start, wanted)
+
+    def open_range(self, key: str, start: int, length: int) -> Range:
+        """See ObjectStore.open_range."""
+        with self._open(key) as fd, self._errors(key):
+            range_length(key, os.fstat(fd).st_size, start, length)
+            return _FileRange(os.dup(fd), key, start, functools.partial(self._errors, key))
 
     async def get_async(self, key: str, start: int, length: int) -> Buffer:
         """See ObjectStore.get_async; a cancelled read ends in its thread, unheard."""
@@ -77,13 +88,14 @@ class FileStore:
         """See ObjectStore.get_versioned."""
         with self._open(key) as fd, self._errors(key):
             status = os.fstat(fd)
+            check_whole(key, status.st_size)
             return _read(fd, key, 0, status.st_size), _version(status)
 
     def head(self, key: str) -> ObjectInfo:
         """See ObjectStore.head."""
         with self._open(key) as fd, self._errors(key):
             status = os.fstat(fd)
-            return ObjectInfo(key, status.st_size, _version(status))
+            return _info(key, status)
 
     def put(self, key: str, data: Buffer) -> None:
         """See ObjectStore.put."""
@@ -147,7 +159,7 @@ class FileStore:
                     status = entry.stat()
             except NotFoundError:
                 continue
-            yield ObjectInfo(key, status.st_size, _version(status))
+            yield _info(key, status)
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
@@ -295,6 +307,34 @@ class FileStore:
         )
 
 
+class _FileRange:
+    """See Range."""
+
+    def __init__(self, fd: int, key: str, start: int, errors: Callable[[], AbstractContextManager[None]]) -> None:
+        self._errors = errors
+        self._fd = fd
+        self._key = key
+        self._at = start
+        self._aborted = False
+
+    def readinto(self, buffer: memoryview) -> None:
+        while buffer:
+            if self._aborted:
+                raise CancelledError(f"nobody wants {self._key} any more")
+            with self._errors():
+                count = os.preadv(self._fd, [buffer], self._at)
+            if not count:  # shrunk under us: not something a store's writer does
+                range_length(self._key, self._at, self._at, len(buffer))
+            self._at += count
+            buffer = buffer[count:]
+
+    def abort(self) -> None:
+        self._aborted = True
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 def _remove_leftover(path: str) -> None:
     with contextlib.suppress(OSError):  # a living writer's, another sweeper's, or not ours
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -304,6 +344,10 @@ def _remove_leftover(path: str) -> None:
             _log.info("removed %s, left by a writer that crashed", path)
         finally:
             os.close(fd)
+
+
+def _info(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, status.st_size, _version(status), status.st_mtime)
 
 
 def _version(status: os.stat_result) -> str:

@@ -7,6 +7,7 @@ against the emulator of the tests (tests/support/fakegcs.py), not against Google
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from floe.store.objects.bucket import BucketStore
 from floe.store.objects.gcs_address import GCSAddress
 from floe.store.objects.gcs_client import GCSClient
 from floe.store.objects.gcs_credentials import TokenProvider
+from floe.store.objects.http_ranges import Location
 from floe.store.objects.keys import check_prefix
 from floe.store.objects.multipart import Uploads
 
@@ -49,13 +51,14 @@ class GCSStore(BucketStore):
         folder = check_prefix(prefix)
         strip = len(self.client.full_key(""))
         start = self.client.full_key(f"{folder}/" if folder else "")
-        fields = "nextPageToken,items(name,size,generation)"
+        fields = "nextPageToken,items(name,size,generation,timeCreated)"
         params = {"prefix": start, "maxResults": str(_PAGE), "fields": fields}
         while True:
             path = f"b/{quote(self.address.bucket, safe='')}/o"
             page = self.client.json("GET", path, prefix or "the store", params=params)
             for item in page.get("items", ()):
-                yield ObjectInfo(item["name"][strip:], int(item["size"]), str(item["generation"]))
+                created = datetime.fromisoformat(item["timeCreated"].replace("Z", "+00:00"))
+                yield ObjectInfo(item["name"][strip:], int(item["size"]), str(item["generation"]), created.timestamp())
             if not (token := page.get("nextPageToken")):
                 return
             params["pageToken"] = token
@@ -64,6 +67,9 @@ class GCSStore(BucketStore):
         """See ObjectStore.close."""
         super().close()
         self.client.close()
+
+    def _locate(self, key: str) -> Location:
+        return Location(*self.client.located(self.client.full_key(key)))
 
     def _version(self, meta: Any) -> str:
         return str(meta["version"])

@@ -45,8 +45,18 @@ class GCSClient:
 
     def xml(self, method: str, key: str, full_key: str | None, **arguments: Any) -> requests.Response:
         """What the XML API answers about an object (or the bucket, `full_key` None); FloeErrors speak of `key`."""
+        return self.send(method, self._url(full_key), key, **arguments)
+
+    def located(self, full_key: str) -> tuple[str, dict[str, str]]:
+        """Where the XML API has an object, and the headers that open it."""
+        return self._url(full_key), self._authorization(self._tokens.current())
+
+    def _url(self, full_key: str | None) -> str:
         path = "" if full_key is None else f"/{quote(full_key, safe='')}"
-        return self.send(method, f"{self._address.base}/{quote(self._address.bucket, safe='')}{path}", key, **arguments)
+        return f"{self._address.base}/{quote(self._address.bucket, safe='')}{path}"
+
+    def _authorization(self, token: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {token}"}
 
     def full_key(self, key: str) -> str:
         """A key of the store as the bucket has it."""
@@ -65,7 +75,7 @@ class GCSClient:
         writing = method not in ("GET", "HEAD")
         for attempt in range(ATTEMPTS):
             token = self._tokens.current()
-            given = {**(headers or {}), "Authorization": f"Bearer {token}"}
+            given = {**(headers or {}), **self._authorization(token)}
             if isinstance(body := arguments.get("data"), Body):
                 body.seek(0)  # a refused attempt has read it
             try:

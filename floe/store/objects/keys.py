@@ -8,6 +8,9 @@ from floe.store.errors import BadInputError, DamagedError
 
 MAX_KEY = 1024  # bytes; S3's limit
 MAX_PART = 255  # bytes; a file name's limit
+WHOLE_MAX = (1 << 30) + (
+    1 << 12
+)  # bytes of an object that is read whole: of the largest tree; packs are read in ranges
 # Safe as a file name, in a URL and in every S3 client. A dot at the start is the file store's own (`.tmp`, `.lock`).
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -53,3 +56,12 @@ def short_object(key: str, start: int, length: int, size: int | None = None) -> 
         f"{key} {known}: bytes {start} to {start + length} were asked for",
         hint="the stored object is truncated: push its model or index its image again",
     )
+
+
+def check_whole(key: str, size: object) -> None:
+    """DamagedError when an object is too large to be read whole, into memory."""
+    if not isinstance(size, int) or size > WHOLE_MAX:
+        raise DamagedError(
+            f"{key} is {size} bytes; what is read whole has at most {WHOLE_MAX}",
+            hint="push its model or index its image again",
+        )

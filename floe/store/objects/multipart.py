@@ -32,6 +32,12 @@ from floe.store.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from floe.store.objects.base import ObjectStore
+
+try:
+    from isal.isal_zlib import crc32  # a tenth of zlib's time
+except ImportError:  # it is not built for this processor
+    from zlib import crc32
 
 _log = logging.getLogger(__name__)
 
@@ -122,11 +128,21 @@ class Body(io.BytesIO):
         """The SHA-256 of all bytes in Base64, as S3 writes it."""
         return base64.b64encode(hashlib.sha256(self.getbuffer()).digest()).decode()
 
+    def crc32(self) -> str:
+        """The CRC-32 of all bytes in Base64, as S3 writes it: against damage on the way, no name for what they are."""
+        return base64.b64encode(crc32(self.getbuffer()).to_bytes(4, "big")).decode()
+
     def matches(self, part: StoredPart) -> bool:
         """Whether `part` is known to be these bytes."""
         if part.size != self.size:
             return False
         return part.sha256 == self.sha256() if part.sha256 else part.etag == self.md5().hex()
+
+
+def uploads_of(store: ObjectStore) -> Uploads | None:
+    """The multipart uploads of a store; None when it has none."""
+    multipart = getattr(getattr(store, "inner", store), "multipart", None)
+    return None if multipart is None else multipart.uploads
 
 
 class Multipart:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from floe.store.errors import ConflictError, FloeError, ThrottledError
 from floe.store.ids import Buffer
-from floe.store.objects.base import ObjectInfo, ObjectStore
+from floe.store.objects.base import ObjectInfo, ObjectStore, Range
 
 T = TypeVar("T")
 
@@ -55,6 +55,10 @@ class RetryingStore:
     def get(self, key: str, start: int = 0, length: int | None = None) -> Buffer:
         """See ObjectStore.get."""
         return self._run(lambda: self.inner.get(key, start, length))
+
+    def open_range(self, key: str, start: int, length: int) -> Range:
+        """See ObjectStore.open_range; tried once, since `get` is the other way."""
+        return self.inner.open_range(key, start, length)
 
     async def get_async(self, key: str, start: int, length: int) -> Buffer:
         """See ObjectStore.get_async."""

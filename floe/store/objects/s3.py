@@ -9,19 +9,26 @@ An ETag is a hash of the content, so a version that was replaced and put back co
 from __future__ import annotations
 
 import logging
+import threading
+from datetime import timedelta
 from typing import Any
 
+import obstore
+from cachetools import TTLCache
 from obstore.store import S3Store as Bucket
 
-from floe.store.errors import ConflictError, NotFoundError, UnsupportedError
+from floe.store.errors import ConflictError, NotFoundError, RangeError, UnsupportedError
 from floe.store.ids import Buffer
 from floe.store.objects.answers import Place
 from floe.store.objects.bucket import BucketStore
+from floe.store.objects.http_ranges import Location
 from floe.store.objects.multipart import Uploads
 from floe.store.objects.s3_address import S3Address
 from floe.store.objects.s3_credentials import CredentialProvider, default_region
 
 _log = logging.getLogger(__name__)
+
+_SIGNED, _SIGNED_FOR = 4096, timedelta(minutes=15)  # URLs kept, and how long one is valid
 
 
 class S3Store(BucketStore):
@@ -48,6 +55,8 @@ class S3Store(BucketStore):
         if address.kms_key is not None:
             config |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": address.kms_key}
         place = Place(shown, address.bucket, address.endpoint or "AWS")
+        self._signed: TTLCache[str, tuple[Any, str]] = TTLCache(_SIGNED, _SIGNED_FOR.total_seconds() / 3)
+        self._signing = threading.Lock()
         super().__init__(place, self.credentials, Bucket, address.prefix, config, base=endpoint, ca=address.ca)
 
     def put_if(self, key: str, data: Buffer, version: str | None) -> str:
@@ -75,6 +84,19 @@ class S3Store(BucketStore):
         if written != bytes(data):
             raise ConflictError(f"{key} in {self.url} was changed by somebody else at the same moment")
         return fresh
+
+    def _locate(self, key: str) -> Location:
+        """A signed URL, the same one for some minutes, not one for each request."""
+        opened = self._opened
+        with self._signing:
+            found = self._signed.get(key)
+            if found is None or found[0] is not opened:
+                try:
+                    url = obstore.sign(opened.bucket, "GET", key, expires_in=_SIGNED_FOR)
+                except (obstore.exceptions.BaseError, ValueError) as error:
+                    raise RangeError(f"{key} has no signed URL: {type(error).__name__}") from None
+                found = self._signed[key] = (opened, str(url))
+        return Location(found[1], {})
 
     def _version(self, meta: Any) -> str:
         return str(meta["e_tag"])

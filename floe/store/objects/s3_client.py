@@ -17,6 +17,7 @@ from floe.store.objects.multipart import AT_ONCE
 from floe.store.objects.s3 import S3Store
 
 T = TypeVar("T")
+_SILENCE = 30  # seconds
 
 
 class S3Client:
@@ -103,7 +104,7 @@ def _make(store: S3Store) -> Any:
             "payload_signing_enabled": False,
         },
         connect_timeout=5,
-        read_timeout=30,
+        read_timeout=_SILENCE,
         retries={"total_max_attempts": 3, "mode": "standard"},
         max_pool_connections=AT_ONCE,
         # What else they send by themselves, not every S3 server knows; parts carry checksums of ours.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from floe.store.errors import UnavailableError
+from floe.store.ids import DIGEST_BYTES
 from floe.store.index.base import ChunkPlace
 from floe.store.index.redis import keys as layout
 from floe.store.index.redis.errors import lasting
@@ -74,11 +75,17 @@ def sort_packs(tables: Iterable[Mapping[bytes, bytes]], generation: bytes) -> tu
         for first, rest in table.items():
             if len(first) != PREFIX_BYTES:
                 continue
-            if rest.endswith(generation):
-                known.packs[first] = (first + rest[: -len(generation)]).hex()
+            if (pack_id := _pack_id(first, rest, generation)) is not None:
+                known.packs[first] = pack_id
             else:
                 stale.append(first)
     return known, stale
+
+
+def _pack_id(first: bytes, rest: bytes, generation: bytes) -> str | None:
+    """The id of a pack recorded in this generation; None for any other value."""
+    whole = len(rest) == DIGEST_BYTES - PREFIX_BYTES + len(generation) and rest.endswith(generation)
+    return (first + rest[: DIGEST_BYTES - PREFIX_BYTES]).hex() if whole else None
 
 
 def _check_owner(markers: Iterable[bytes], keys: Keys, url: str) -> None:
@@ -172,8 +179,9 @@ def _learn(server: Server, keys: Keys, known: Known, seen: set[bytes]) -> None:
         for first in some:
             pipe.hget(keys.packs(first[0]), first)
         for first, rest in zip(some, pipe.execute(), strict=True):
-            if rest is not None and rest.endswith(known.generation):
-                known.packs[first] = (first + rest[: -len(known.generation)]).hex()
+            pack_id = None if rest is None else _pack_id(first, rest, known.generation)
+            if pack_id is not None:
+                known.packs[first] = pack_id
             else:
                 known.strangers.add(first)
 
