@@ -56,14 +56,15 @@ def stream_pieces(readable: Readable, size: int, short: Callable[[int], FloeErro
     """The pieces of the next `size` bytes of a stream; None for a hole. Raises `short(bytes missing)` at its early end."""
     left = size
     for length in piece_lengths(size):
-        data = _read_exactly(readable, length)
+        data = read_exactly(readable, length)
         left -= len(data)
         if len(data) < length:
             raise short(left)
         yield None if is_zeros(data) else data
 
 
-def _read_exactly(readable: Readable, length: int) -> bytes:
+def read_exactly(readable: Readable, length: int) -> bytes:
+    """`length` bytes; fewer only at the end."""
     data = readable.read(length)
     if len(data) == length or not data:
         return data

@@ -106,13 +106,16 @@ class _Scanner:
             relative, node, found = pending.pop()
             path = self._full(relative)
             self.scan._directories.append(_Found(path, identity(found), node))  # noqa: SLF001 - its maker
+            below = []
             for name in _names(path):
                 inner = relative + b"/" + name if relative else name
                 child_found = _lstat(self._full(inner))
                 child = self._node(inner, child_found)
                 node.children[name] = child
                 if child.is_dir:
-                    pending.append((inner, child, child_found))
+                    below.append((inner, child, child_found))
+            # Content lies in packs in the order in which a walk of the tree comes to it, which is then a sequential read.
+            pending.extend(reversed(below))
 
     def _full(self, relative: bytes) -> bytes:
         return self._top + b"/" + relative if relative else self._top

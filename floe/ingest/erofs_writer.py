@@ -22,8 +22,9 @@ from floe.ingest.entries import Chunk, FileContent, Node
 from floe.store import erofs
 from floe.store.errors import BadInputError
 from floe.store.ids import digest
-from floe.store.nodes import blocks
+from floe.store.nodes import INODES_MAX, blocks
 from floe.store.packindex import BLOCK
+from floe.store.treeobject import MAX_IMAGE
 
 _DOT, _DOTDOT = b".", b".."
 _DIR_TYPE = erofs.FILE_TYPES[stat.S_IFDIR]
@@ -101,8 +102,11 @@ def plan_image(root: Node, pack_blocks: Mapping[str, int]) -> ImagePlan:
     data_block = blocks(position)
     for place in places:
         place.first_block = place.first_block + data_block if place.full_blocks else erofs.NO_BLOCK
-    if data_block + blobs > _U32:
-        raise BadInputError(f"a tree of {len(places)} inodes is larger than an EROFS image can be")
+    if len(places) > INODES_MAX or (data_block + blobs) * BLOCK > MAX_IMAGE:
+        raise BadInputError(
+            f"a tree of {len(places)} inodes and {(data_block + blobs) * BLOCK} bytes of metadata is too large",
+            hint=f"at most {INODES_MAX} inodes and {MAX_IMAGE} bytes are stored: split it over several layers or models",
+        )
     return ImagePlan(places, by_node, packs, data_block, data_block + blobs, warnings)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from floe.ingest.chunker import shown
 from floe.ingest.directory import scan_directory
-from floe.ingest.publish import Ingest, Progress
+from floe.ingest.publish import Ingest
+from floe.store import layout
 from floe.store.catalog import Catalog
-from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError
+from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError, UntrustedError
 from floe.store.ids import ModelRef, check_text
 from floe.store.packindex import MODEL_FRAME
 from floe.store.profiles import ProfileStore, model_source
+from floe.store.progress import Progress
 from floe.store.records import KIND_MODEL, Manifest
 
 
@@ -23,7 +25,8 @@ class PushResult:
     """What a push did. `previous` is the manifest that `ref` named before (equal to `digest`: nothing changed).
 
     Sizes in bytes: `total_bytes` of content, of which `deduplicated_bytes` were stored already or occur twice;
-    `new_bytes` were added to the store in `new_packs` packs. `warnings` say what was left out.
+    `new_bytes` were added to the store in `new_packs` packs. `warnings` say what was left out; `repaired`: frames of damaged packs
+    that were made anew, by pack.
     """
 
     ref: ModelRef
@@ -35,6 +38,7 @@ class PushResult:
     total_bytes: int
     deduplicated_bytes: int
     warnings: tuple[str, ...] = ()
+    repaired: Mapping[str, int] = field(default_factory=dict)
 
 
 def push_model(
@@ -46,10 +50,11 @@ def push_model(
     labels: Mapping[str, str] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    verify: bool = False,
 ) -> PushResult:
     """Store `directory` and let `ref` (NAME:TAG) name it; floe/ingest/directory.py says what is kept of it.
 
-    The name is set last: until then, and after any error, it names what it named before. Content that did not change
+    `verify`: read the packs that it builds upon, and heal those that are damaged; see Ingest. The name is set last: until then, and after any error, it names what it named before. Content that did not change
     keeps its manifest. ConflictError: somebody else moved the name while this push ran; theirs stays. BadInputError,
     NotFoundError, AccessDeniedError, SourceChangedError: the directory; NoSpaceError: `spool_dir`; the store's errors
     otherwise.
@@ -62,7 +67,9 @@ def push_model(
     moved_from = catalog.find_model(ref)
     if progress is not None:
         progress.total(scan.total)
-    with Ingest(catalog, spool_dir=spool_dir, frame_size=MODEL_FRAME, workers=workers, progress=progress) as ingest:
+    with Ingest(
+        catalog, spool_dir=spool_dir, frame_size=MODEL_FRAME, workers=workers, progress=progress, verify=verify
+    ) as ingest:
         scan.read_into(ingest)
         scan.check_unchanged()
         digest, manifest = ingest.finish(
@@ -71,7 +78,9 @@ def push_model(
             f"directory:{shown(os.fsencode(directory.resolve().name))}",
             labels,
             previous=_previous(catalog, ref),
+            names=(layout.model_ref_key(ref),),  # a tag that is due to go stays, now that it moves
         )
+        catalog.sign_tree(manifest.tree.digest)
         previous = catalog.move_model(ref, digest, moved_from)
         ProfileStore(catalog).seed(manifest.tree.digest, model_source(ref.name))
         stats = ingest.stats
@@ -85,11 +94,12 @@ def push_model(
         stats.content_bytes,
         stats.deduplicated_bytes,
         tuple(stats.warnings),
+        dict(stats.repaired),
     )
 
 
 def _previous(catalog: Catalog, ref: ModelRef) -> Manifest | None:
     try:
         return catalog.resolve_model(ref)[1]
-    except (NotFoundError, DamagedError, UnsupportedError):  # there is none to keep
+    except (NotFoundError, DamagedError, UnsupportedError, UntrustedError):  # there is none to keep
         return None

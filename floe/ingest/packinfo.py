@@ -1,21 +1,27 @@
-"""What is known of packs that are in the store already: checked once, before anything relies on them."""
+"""What is known of packs that are in the store already: checked once, before anything relies on them.
+
+They are protected from garbage collection first, so that a pack that was found stays.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 from floe.store import layout
 from floe.store.errors import DamagedError, NotFoundError, UnsupportedError
 from floe.store.objects.base import ObjectStore
 from floe.store.packindex import BLOCK, PackIndex
+from floe.store.protection import Protection
 from floe.store.records import PackEntry
 
 
 class PackInfo:
     """Pack id -> PackEntry, read from the store's pack indexes and remembered. Thread-safe."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, protection: Protection) -> None:
         self._store = store
+        self._protection = protection
         self._known: dict[str, PackEntry | None] = {}
         self._lock = threading.Lock()  # guards _known; not held during I/O
 
@@ -24,11 +30,16 @@ class PackInfo:
         with self._lock:
             self._known[entry.id] = entry
 
+    def protect(self, pack_ids: Iterable[str]) -> None:
+        """Protect packs that are about to be looked for, all in one request. BusyError, ConflictError: see Protection."""
+        self._protection.protect(layout.pack_key(pack_id) for pack_id in pack_ids)
+
     def find(self, pack_id: str) -> PackEntry | None:
         """The pack's sizes; None when it, or its index, is missing, damaged or of a newer format. Store errors propagate."""
         with self._lock:
             if pack_id in self._known:
                 return self._known[pack_id]
+        self.protect((pack_id,))
         try:
             entry: PackEntry | None = self._read(pack_id)
         except (NotFoundError, DamagedError, UnsupportedError):

@@ -12,12 +12,14 @@ writers fill it, one is sealed before it is full.
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeAlias
 
 from floe.store.copyrange import copy_range
 from floe.store.errors import FloeError, NoSpaceError, UnavailableError
@@ -35,9 +37,14 @@ from floe.store.packindex import (
     encode_chunk_table,
 )
 
-_TASK = MAX_FRAME  # bytes of content that are encoded at a time: of every frame size a multiple
-_PENDING = 8 << 20  # bytes of content of a section that wait to be encoded or written
+_TASK = 4 * MAX_FRAME  # bytes of content that are encoded at a time, of every frame size a multiple; or a chunk more
+_PENDING = 4 * _TASK  # bytes of content of a section that wait to be encoded or written
+_ROOM_STEP = 1 << 20  # bytes of room in the spool that are taken ahead
+_PADDING = bytes(BLOCK)
 _JOIN = 16 << 20  # bytes moved at a time when sections are joined
+
+
+_Encoded: TypeAlias = "list[tuple[Buffer, FrameEntry]]"
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ def spool_failure(error: OSError, spool: Path) -> FloeError:
 class _Section:
     """Content appended block-aligned, cut into frames, encoded in the pool, written to a spool file in order.
 
-    A task of the pool encodes the frames of `_TASK` bytes: for one frame of 128 KiB each, its threads would spend more time waiting for Python's lock.
+    A task of the pool puts together the content of some `_TASK` bytes, encodes it, and writes what has become next in line:
+    the thread that adds content neither copies nor writes it.
     """
 
     def __init__(self, path: Path, frame_size: int, pool: Executor) -> None:
@@ -76,67 +84,76 @@ class _Section:
         self._frame_size = frame_size
         self._pool = pool
         self._file: IO[bytes] | None = None
-        self._task = bytearray(_TASK)  # zeros, so that padding is there already
+        self._task: list[bytes] = []
         self._filled = 0
-        self._waiting: deque[tuple[int, Future[list[tuple[Buffer, FrameEntry]]]]] = deque()
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
         self._waiting_bytes = 0
+        self._tasks = self._written = 0  # the numbers of the next task, and of the next one to be written
+        self._encoded: dict[int, _Encoded] = {}
+        self._writing = threading.Lock()  # guards the two above, the file and `frames`
 
     def add(self, chunk: Chunk, data: bytes) -> None:
         chunk.block = self.size // BLOCK
         self.chunks.append(chunk)
-        self.size += blocks(len(data)) * BLOCK
-        rest = memoryview(data)
-        while len(rest) >= _TASK - self._filled:
-            size = _TASK - self._filled
-            if self._filled:
-                self._task[self._filled :] = rest[:size]
-                self._filled = _TASK
-                self._next_task()
-            else:  # nothing to put together
-                self._submit(rest[:size])
-            rest = rest[size:]
-        end = self._filled + len(rest)
-        self._task[self._filled : end] = rest
-        self._filled = end + -end % BLOCK
-        if self._filled == _TASK:
-            self._next_task()
+        padding = -len(data) % BLOCK
+        self._task.append(data)
+        if padding:
+            self._task.append(_PADDING[:padding])
+        self.size += len(data) + padding
+        self._filled += len(data) + padding
+        if self._filled >= _TASK:
+            # What is behind the last whole frame, the end of this chunk, begins the next task.
+            over = self._filled % self._frame_size
+            self._next_task(self._filled - over)
+            if over > padding:
+                self._task.append(data[padding - over :])
+            if over:
+                self._task.append(_PADDING[: min(over, padding)])
+            self._filled = over
 
-    def _next_task(self) -> None:
-        content, self._task = memoryview(self._task)[: self._filled], bytearray(_TASK)
-        self._filled = 0
-        self._submit(content)
-
-    def _submit(self, content: memoryview) -> None:
-        size = self._frame_size
-        frames = [content[start : start + size] for start in range(0, len(content), size)]
-        self._waiting.append((len(content), self._pool.submit(encode_frames, frames)))
-        self._waiting_bytes += len(content)
-        while self._waiting_bytes > _PENDING:
-            self._write_oldest()
-
-    def _write_oldest(self) -> None:
-        length, future = self._waiting.popleft()
-        encoded = future.result()
-        self._waiting_bytes -= length
+    def _next_task(self, size: int) -> None:
+        """Let the first `size` bytes of what has come be encoded."""
+        task, self._task, self._filled = self._task, [], 0
         if self._file is None:
-            self._file = self.path.open("xb")
-        for stored, entry in encoded:
-            self._file.write(stored)
-            self.frames.append(entry)
+            self._file = self.path.open("xb", buffering=0)
+        self._waiting.append((size, self._pool.submit(self._encode, self._tasks, task, size)))
+        self._tasks += 1
+        self._waiting_bytes += size
+        while self._waiting and (self._waiting_bytes > _PENDING or self._waiting[0][1].done()):
+            self._await_oldest()
+
+    def _await_oldest(self) -> None:
+        size, future = self._waiting.popleft()
+        future.result()
+        self._waiting_bytes -= size
+
+    def _encode(self, number: int, task: list[bytes], length: int) -> None:
+        content = memoryview(task[0] if len(task) == 1 else b"".join(task))[:length]  # joined without Python's lock
+        task.clear()
+        size = self._frame_size
+        encoded = encode_frames([content[start : start + size] for start in range(0, len(content), size)])
+        with self._writing:
+            self._encoded[number] = encoded
+            while (ready := self._encoded.pop(self._written, None)) is not None:
+                assert self._file is not None
+                _write(self._file.fileno(), [stored for stored, _ in ready])
+                self.frames += [entry for _, entry in ready]
+                self._written += 1
 
     def finish(self) -> None:
         """All content is in the file afterwards; an empty section has none."""
         if self._filled:
-            self._next_task()
+            self._next_task(self._filled)
         while self._waiting:
-            self._write_oldest()
+            self._await_oldest()
         self.discard()
 
     def discard(self) -> None:
         """Close the file without finishing it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        with self._writing:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
 
 class SpoolDirectory(Protocol):
@@ -179,6 +196,7 @@ class PackWriter:
         self._pool = pool
         self._sealed = sealed
         self._max_content = max_content
+        self._granted = 0  # bytes of room taken and not used yet
         self._number = 0
         self._open_sections()
 
@@ -198,18 +216,35 @@ class PackWriter:
         size = blocks(len(data)) * BLOCK
         if self.open_content + size > self._max_content:
             self.seal()
-        if not self._spool.take(size, wait=False):
-            if self.open_content >= self._spool.share:
-                self.seal()
-            self._spool.take(size, wait=True)
+        if size > self._granted:
+            self._reserve(size)
+        self._granted -= size
         try:
             (self._full if len(data) == CHUNK else self._small).add(chunk, data)
         except OSError as error:
             raise spool_failure(error, self._spool.path) from error
 
+    def _reserve(self, size: int) -> None:
+        """Take room for `size` bytes, and, where there is plenty, for what comes next: asking for each file took time."""
+        more = min(_ROOM_STEP, self._spool.share // 8)
+        if self._spool.take(size + more, wait=False):
+            self._granted += size + more
+            return
+        self._give_back_rest()
+        if not self._spool.take(size, wait=False):
+            if self.open_content >= self._spool.share:
+                self.seal()
+            self._spool.take(size, wait=True)
+        self._granted = size
+
+    def _give_back_rest(self) -> None:
+        self._spool.give_back(self._granted)
+        self._granted = 0
+
     def seal(self) -> None:
         """Finish the open pack, if it holds anything, and fill in the places of its chunks."""
         full, small = self._full, self._small
+        self._give_back_rest()
         if not full.size and not small.size:
             return
         try:
@@ -261,6 +296,15 @@ def _join(full: _Section, small: _Section) -> Path:
                 more.truncate(left)
         small.path.unlink()
     return full.path
+
+
+def _write(file: int, data: list[Buffer]) -> None:
+    """All of `data`, in one call where the kernel takes it."""
+    left = sum(map(len, data)) - os.writev(file, data)
+    if left:
+        rest = memoryview(b"".join(data))[-left:]
+        while rest:
+            rest = rest[os.write(file, rest) :]
 
 
 def _copy(source: int, at: int, target: int, to: int, size: int) -> None:

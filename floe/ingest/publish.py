@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 from floe.ingest import repack
 from floe.ingest.chunker import (
@@ -25,15 +25,20 @@ from floe.ingest.chunker import (
     check_size,
     file_pieces,
     identity,
+    is_zeros,
     open_file,
     piece_lengths,
+    read_exactly,
     shown,
     stream_pieces,
 )
 from floe.ingest.entries import Chunk, FileContent, Node, chunk_bits, tree_sizes, walk
 from floe.ingest.erofs_writer import plan_image, write_image
+from floe.ingest.hotcontent import HotContent
 from floe.ingest.packinfo import PackInfo
 from floe.ingest.packwriter import PackWriter, SealedPack
+from floe.ingest.repair import Repairs
+from floe.ingest.reuse import Reuse
 from floe.ingest.session import ChunkKey, Claim, Claimant, Session
 from floe.ingest.spool import Spool
 from floe.store import layout
@@ -42,38 +47,37 @@ from floe.store.erofs import MAX_DEVICES, read_device_table
 from floe.store.errors import BadInputError, CancelledError, NotFoundError, UnavailableError
 from floe.store.ids import digest, hexdigest
 from floe.store.index.base import ChunkPlace
+from floe.store.nodes import CHUNK
 from floe.store.objects.base import ObjectStore
 from floe.store.packindex import BLOCK, MAX_CONTENT
+from floe.store.progress import Progress
+from floe.store.protection import Protection
 from floe.store.records import Manifest, PackEntry, TreeEntry
 from floe.store.treeobject import decode_tree, encode_tree
 
-_BATCH_BYTES = 16 << 20  # content held while its digests are looked up
+_BATCH_BYTES = 16 << 20  # content looked up at once; up to twice as much is held: one batch is hashed, the next read
 _BATCH_COUNT = 2048  # pieces looked up at once
 _INLINE = 64 << 10  # bytes; hashing these is faster than handing them to another thread
+_NICER = 5
 _UPLOADS = 2  # sealed packs that wait for upload on local disk
-
-
-class Progress(Protocol):
-    """Told how far reading the source has come, in bytes."""
-
-    def total(self, nbytes: int) -> None:
-        """All that will be read, once it is known."""
-        ...
-
-    def advance(self, nbytes: int) -> None:
-        """So many more were read."""
-        ...
 
 
 @dataclass
 class IngestStats:
-    """What a push did so far, in bytes and packs. `deduplicated_bytes` were found in the store or seen before."""
+    """What a push did so far, in bytes and packs. `deduplicated_bytes` were found in the store or seen before.
+
+    `hot_bytes` were laid out together, of which `copied_bytes` were in the store already, scattered. `repaired`: frames of
+    packs that were damaged in the store, by pack.
+    """
 
     content_bytes: int = 0
     deduplicated_bytes: int = 0
     hole_bytes: int = 0
     new_packs: int = 0
     new_bytes: int = 0
+    hot_bytes: int = 0
+    copied_bytes: int = 0
+    repaired: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -82,6 +86,7 @@ class _Piece:
     chunk: Chunk
     data: bytes
     hashing: Future[bytes] | None
+    rank: int | None = None  # among the hot files
 
 
 class Ingest:
@@ -90,7 +95,9 @@ class Ingest:
     `catalog`: where to; its store is created when there is none. `spool_dir`: local disk for up to three packs (12 GiB).
     `session`: shared with the ingests that work side by side with this one, which store common content once.
     `frame_size`: LAYER_FRAME or MODEL_FRAME. `progress`: see Progress. `sync`: learn first which chunks the store
-    holds (skip it when the catalog did so a moment ago). Memory stays below some 200 MiB and 400 bytes a file.
+    holds (skip it when the catalog did so a moment ago). `laid_out`: where an earlier version's hot content is. `verify`: read
+    the packs that are built upon, and heal them where they are damaged (see repair.py); those reported are in any case. Memory
+    stays below some 200 MiB and 400 bytes a file.
 
     Leaving it without `finish` (an error, say) publishes no tree; packs already uploaded are named by nothing, and a
     later push of the same content finds their chunks.
@@ -106,6 +113,8 @@ class Ingest:
         progress: Progress | None = None,
         sync: bool = True,
         session: Session | None = None,
+        laid_out: Mapping[ChunkKey, ChunkPlace] | None = None,
+        verify: bool = False,
         max_pack: int = MAX_CONTENT,
         max_packs: int = MAX_DEVICES,
     ) -> None:
@@ -117,16 +126,28 @@ class Ingest:
         self._progress = progress
         self._max_pack, self._max_packs = max_pack, max_packs
         self._session = session or Session(catalog.store)
+        self._own_session = session is None
         self._packs, self._claims = self._session.packs, self._session.claims
         self._claimant = Claimant()
+        # Who signs believes nobody about what the store holds.
+        self._reuse = Reuse(self._store) if catalog.vouching.signer else None
         self._stopping = threading.Event()
         self._spool = Spool(spool_dir, self._session.room, self._stopped)
-        self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 2, thread_name_prefix="floe-ingest")
+        try:
+            self._repairs = Repairs(catalog.store, self._session.examiner, self._spool.path, verify=verify)
+        except BaseException:
+            self._spool.close()
+            raise
+        self._pool = ThreadPoolExecutor(
+            workers or os.cpu_count() or 2, thread_name_prefix="floe-ingest", initializer=_yield_to_readers
+        )
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="floe-upload")
         self._uploads: list[Future[None]] = []
         self._writer = PackWriter(self._spool, frame_size, self._pool, self._upload_later, max_content=max_pack)
+        self._hot, self._laid_out = HotContent(self._spool.path), laid_out or {}
         self._batch: list[_Piece] = []
         self._batch_bytes = 0
+        self._before: list[_Piece] = []  # the batch before it, being hashed
         self._chunks: dict[tuple[bytes, int], Chunk] = {}
         self._twins: list[tuple[Chunk, Chunk]] = []
         self._borrowed: list[tuple[Chunk, Chunk, Claimant]] = []  # mine, theirs, who stores it
@@ -147,24 +168,36 @@ class Ingest:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._uploader.shutdown(wait=True, cancel_futures=True)
         self._writer.discard()
+        self._hot.close()
         self._spool.close()
+        if self._own_session:
+            self._session.close()
 
     def _stopped(self) -> bool:
         return self._stopping.is_set() or self._session.stopping
 
     # Content in
 
-    def add_stream(self, readable: Readable, size: int, name: str = "the stream") -> FileContent:
+    def add_stream(
+        self, readable: Readable, size: int, name: str = "the stream", *, rank: int | None = None
+    ) -> FileContent:
         """The next `size` bytes of `readable` as a file's content.
 
         Chunks have their places only after `finish`. BadInputError when the stream, called `name`, ends early.
+        Files with a `rank` (they have less than a full chunk) are laid out side by side, in its order.
         """
         check_size(size, name)
 
         def short(missing: int) -> BadInputError:
             return BadInputError(f"{name} ends {missing} bytes early")
 
-        return self._content(stream_pieces(readable, size, short), size)
+        if 0 < size <= CHUNK:  # most files of a layer
+            data = read_exactly(readable, size)
+            if len(data) < size:
+                raise short(size - len(data))
+            piece = None if is_zeros(data) else data
+            return FileContent(size, chunk_bits(size), (self._add_piece(piece, size, rank),))
+        return self._content(stream_pieces(readable, size, short), size, rank)
 
     def add_file(self, path: str | bytes | Path, expected: Identity | None = None) -> FileContent:
         """A regular file's content. A symlink is not followed.
@@ -187,11 +220,12 @@ class Ingest:
             os.close(descriptor)
         return content
 
-    def _content(self, pieces: Iterator[bytes | None], size: int) -> FileContent:
+    def _content(self, pieces: Iterator[bytes | None], size: int, rank: int | None = None) -> FileContent:
         # The pieces come first in `map`, so that they are read to their end, where what they are of is checked.
-        return FileContent(size, chunk_bits(size), tuple(map(self._add_piece, pieces, piece_lengths(size))))
+        added = map(self._add_piece, pieces, piece_lengths(size), repeat(rank))
+        return FileContent(size, chunk_bits(size), tuple(added))
 
-    def _add_piece(self, data: bytes | None, length: int) -> Chunk | None:
+    def _add_piece(self, data: bytes | None, length: int, rank: int | None) -> Chunk | None:
         self.stats.content_bytes += length
         if self._progress is not None:
             self._progress.advance(length)
@@ -200,48 +234,72 @@ class Ingest:
             return None
         small = length <= _INLINE
         chunk = Chunk(digest(data) if small else b"", length)
-        self._batch.append(_Piece(chunk, data, None if small else self._pool.submit(digest, data)))
+        self._batch.append(_Piece(chunk, data, None if small else self._pool.submit(digest, data), rank))
         self._batch_bytes += length
         if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_COUNT:
-            self._settle()
+            self._next_batch()
         return chunk
 
+    def _next_batch(self) -> None:
+        """Settle the batch before this one: its digests are there by now, so that the pool never waits for this thread."""
+        before, self._before = self._before, self._batch
+        self._batch, self._batch_bytes = [], 0
+        self._settle_batch(before)
+
     def _settle(self) -> None:
-        """Decide for each waiting piece whether it is stored already, in order of arrival."""
-        if not self._batch:
-            return
-        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        while self._before or self._batch:
+            self._next_batch()
+
+    def _settle_batch(self, batch: list[_Piece]) -> None:
+        """Decide for each piece whether it is stored already, in order of arrival."""
         for piece in batch:
             if piece.hashing is not None:
                 piece.chunk.digest = piece.hashing.result()
-        places, lent = self._look_up({(p.chunk.digest, p.chunk.length): p.chunk for p in reversed(batch)})
+        places, lent = self._look_up({(p.chunk.digest, p.chunk.length): p for p in reversed(batch)})
         for piece in batch:
             chunk, key = piece.chunk, (piece.chunk.digest, piece.chunk.length)
             first = self._chunks.setdefault(key, chunk)
             if first is not chunk:
                 self._twins.append((chunk, first))
             elif key in places:
-                chunk.pack_id, chunk.block = places[key].pack_id, places[key].block
+                place = places[key]
+                if piece.rank is not None and key in self._laid_out and self._is_there(self._laid_out[key], piece):
+                    place = self._laid_out[key]
+                chunk.pack_id, chunk.block = place.pack_id, place.block
+                self._repairs.examine(place.pack_id)
+                # On what is damaged: it may be stored anew, see _seal_rest.
+                relies = self._repairs.take(chunk, piece.data)
+                if not relies and piece.rank is not None and self._hot.add(piece.rank, chunk, piece.data):
+                    continue  # it may be stored once more
             elif key in lent:
                 self._borrowed.append((chunk, *lent[key]))
             else:
-                self._writer.add(chunk, piece.data)
+                self._repairs.take(chunk, piece.data)
+                if piece.rank is None or not self._hot.add(piece.rank, chunk, piece.data):
+                    self._writer.add(chunk, piece.data)
                 continue
             self.stats.deduplicated_bytes += chunk.length
 
-    def _look_up(self, found: dict[ChunkKey, Chunk]) -> tuple[dict[ChunkKey, ChunkPlace], dict[ChunkKey, Claim]]:
+    def _look_up(self, found: dict[ChunkKey, _Piece]) -> tuple[dict[ChunkKey, ChunkPlace], dict[ChunkKey, Claim]]:
         """Of chunks not met before: the places of those in the store, and those that others store; the rest is claimed."""
-        wanted = {key: chunk for key, chunk in found.items() if key not in self._chunks}
+        wanted = {key: piece for key, piece in found.items() if key not in self._chunks}
         while True:
             settled = self._claims.settled
             places = self._catalog.find_chunks(wanted)
             packs = {place.pack_id for place in places.values()}
+            self._packs.protect(packs)
             usable = {p for p, entry in zip(packs, self._pool.map(self._packs.find, packs), strict=True) if entry}
             stored = {key: place for key, place in places.items() if place.pack_id in usable}
-            missing = {key: chunk for key, chunk in wanted.items() if key not in stored}
+            if self._reuse is not None:
+                there = self._pool.map(self._is_there, stored.values(), [wanted[key] for key in stored])
+                stored = {key: stored[key] for key, same in zip(tuple(stored), there, strict=True) if same}
+            missing = {key: piece.chunk for key, piece in wanted.items() if key not in stored}
             lent = self._claims.claim(self._claimant, missing, settled)
             if lent is not None:
                 return stored, lent
+
+    def _is_there(self, place: ChunkPlace, piece: _Piece) -> bool:
+        return self._reuse is None or self._reuse.holds(place, piece.data)
 
     # Packs out
 
@@ -255,6 +313,7 @@ class Ingest:
 
     def _upload(self, pack: SealedPack) -> None:
         try:
+            self._packs.protect((pack.id,))
             if not self._is_stored(pack):
                 self._store.put_file(layout.pack_key(pack.id), pack.path, self._uploaded)
         finally:  # also when it failed, lest somebody wait for this room forever
@@ -279,6 +338,7 @@ class Ingest:
         # Called between the parts of an upload: whoever interrupts a push does not wait for 4 GiB to go out first.
         if self._stopped():
             raise CancelledError("the push was stopped; nothing was published")
+        self._session.protection.renew()
 
     def flush(self) -> None:
         """Store all content taken so far; none may follow.
@@ -295,8 +355,22 @@ class Ingest:
     def _seal_rest(self) -> None:
         """All content is in packs, on their way to the store, afterwards; chunks that nobody else stores have their places."""
         self._settle()
+        for chunk, data in self._repairs.finish():
+            chunk.pack_id, chunk.block = "", 0
+            self.stats.deduplicated_bytes -= chunk.length
+            self._writer.add(chunk, data)
+        self.stats.repaired.update(self._repairs.frames)
+        hot = self._hot.lay_out(self._writer)
+        self.stats.hot_bytes += hot.written
+        self.stats.copied_bytes += hot.copied
+        self.stats.deduplicated_bytes += hot.kept
         self._limit_packs()
         self._writer.seal()
+
+    @property
+    def hot_packs(self) -> tuple[str, ...]:
+        """The packs in which hot content lies together, once it is stored."""
+        return self._hot.packs
 
     def leave(self) -> None:
         """No tree is wanted after all: store only what other ingests of the session rely on."""
@@ -305,7 +379,12 @@ class Ingest:
 
     def _limit_packs(self) -> None:
         repack.limit_packs(
-            self._chunks.values(), self._own, self._writer, self._store, limit=self._max_packs, max_pack=self._max_pack
+            self._chunks.values(),
+            self._own,
+            self._writer,
+            self._store,
+            limit=self._max_packs,
+            max_pack=self._max_pack,
         )
 
     def _store_rest(self) -> None:
@@ -332,10 +411,11 @@ class Ingest:
         labels: Mapping[str, str] | None = None,
         *,
         previous: Manifest | None = None,
+        names: Iterable[str] = (),
     ) -> tuple[str, Manifest]:
         """Upload what is left, wait for what others of the session store for it, then upload the tree of `root`, then its manifest: (manifest digest, manifest).
 
-        When `previous` says the same but for where and when it was made, it is what is returned, so that pushing the
+        `names`: keys of refs that will name it, protected with it. When `previous` says the same but for where and when it was made, it is what is returned, so that pushing the
         same thing again changes nothing. `stats` is complete afterwards, with a warning for each thing left out.
         """
         if not self._claimant.stored.done():
@@ -346,7 +426,7 @@ class Ingest:
         self._take_over()
         image, warnings = made or self._make_image(root)
         self.stats.warnings += warnings
-        tree = _put_tree(self._store, image)
+        tree = hexdigest(image)
         packs = tuple(self._packs.get(pack_id) for pack_id, _ in read_device_table(image))
         created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         manifest = Manifest(
@@ -354,6 +434,8 @@ class Ingest:
         )
         if previous is not None and replace(previous, created=created, source=source) == manifest:
             manifest = previous
+        self._session.protection.protect((layout.tree_key(tree), layout.manifest_key(manifest.digest), *names))
+        _put_tree(self._store, image, tree)
         return self._catalog.put_manifest(manifest), manifest
 
     def _make_image(self, root: Node) -> tuple[bytes, list[str]]:
@@ -362,13 +444,21 @@ class Ingest:
         return _image(root, lambda pack_id: self._own.get(pack_id) or self._packs.blocks(pack_id))
 
 
-def publish_tree(catalog: Catalog, root: Node) -> str:
+def _yield_to_readers() -> None:
+    """Let this thread run behind those that give it work: on few cores they would else wait for it to give it more."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.getpriority(os.PRIO_PROCESS, 0) + _NICER))
+
+
+def publish_tree(catalog: Catalog, root: Node, protection: Protection) -> str:
     """Store the tree of nodes whose chunks are in the store already (a model placed at a path); its digest.
 
-    DamagedError when a pack it needs is not in the store.
+    It is protected, and its packs are, until `protection` ends. DamagedError when a pack it needs is not in the store.
     """
-    image, _ = _image(root, PackInfo(catalog.store).blocks)
-    return _put_tree(catalog.store, image)
+    image, _ = _image(root, PackInfo(catalog.store, protection).blocks)
+    tree = hexdigest(image)
+    protection.protect((layout.tree_key(tree),))
+    _put_tree(catalog.store, image, tree)
+    return tree
 
 
 def _image(root: Node, content_blocks: Callable[[str], int]) -> tuple[bytes, list[str]]:
@@ -380,9 +470,7 @@ def _image(root: Node, content_blocks: Callable[[str], int]) -> tuple[bytes, lis
     return image, plan.warnings
 
 
-def _put_tree(store: ObjectStore, image: bytes) -> str:
-    tree = hexdigest(image)
+def _put_tree(store: ObjectStore, image: bytes, tree: str) -> None:
     data = encode_tree(image)
     decode_tree(data, tree)  # what a reader will see must be what was meant
     store.put(layout.tree_key(tree), data)
-    return tree

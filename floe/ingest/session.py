@@ -14,11 +14,13 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import TypeAlias
 
+from floe.ingest.examine import Examiner
 from floe.ingest.packinfo import PackInfo
 from floe.ingest.spool import SPOOL_BYTES, Room
 from floe.store.errors import CancelledError
 from floe.store.nodes import Chunk
 from floe.store.objects.base import ObjectStore
+from floe.store.protection import Protection
 
 ChunkKey: TypeAlias = "tuple[bytes, int]"  # digest, length in bytes
 
@@ -93,10 +95,15 @@ class Claims:
 
 
 class Session:
-    """Shared by the ingests of one command into one store. `spool_bytes`: the most they spool at a time."""
+    """Shared by the ingests of one command into one store. `spool_bytes`: the most they spool at a time.
+
+    What they rely on is protected from garbage collection until `close`: after the command has named what it stored.
+    """
 
     def __init__(self, store: ObjectStore, *, spool_bytes: int = SPOOL_BYTES) -> None:
-        self.packs = PackInfo(store)
+        self.protection = Protection(store)
+        self.packs = PackInfo(store, self.protection)
+        self.examiner = Examiner(store)
         self.claims = Claims()
         self.room = Room(spool_bytes)
         self._stopping = threading.Event()
@@ -110,3 +117,7 @@ class Session:
         """Let all ingests end soon, uploads under way included."""
         self._stopping.set()
         self.room.wake()
+
+    def close(self) -> None:
+        """Nothing is relied on any more."""
+        self.protection.close()

@@ -25,14 +25,17 @@ from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.source import Image, Target, resolve
 from floe.ingest.oci.tarstream import Content
 from floe.ingest.oci.treeload import load_tree
-from floe.ingest.publish import Progress, publish_tree
+from floe.ingest.publish import publish_tree
+from floe.store import layout
 from floe.store.catalog import Catalog
-from floe.store.errors import BadInputError, DamagedError, NotFoundError
+from floe.store.errors import BadInputError, DamagedError, NotFoundError, UntrustedError
 from floe.store.ids import ModelRef, check_text
 from floe.store.nodes import FileContent, Node, chunk_bits
 from floe.store.profiles import ProfileStore, model_source
+from floe.store.progress import Progress
+from floe.store.protection import Protection
 from floe.store.records import AttachmentRecord, Manifest
-from floe.store.stub import ANNOTATION, Marker
+from floe.store.stub import ANNOTATION, MODELS_AHEAD, Marker, models_ahead
 
 MODELS_ANNOTATION = "io.floe.models"
 
@@ -86,7 +89,7 @@ def attach(
     `plain_http`: without TLS, where the source is a registry, and the target unless `target_plain_http` says otherwise.
 
     BadInputError: a path that cannot be, or that leads through a symlink of the image. NotFoundError: no such model
-    or image. Raises the store's errors; the target is then not there, or as it was.
+    or image. UntrustedError: a model that is not signed, where signatures are asked for. Raises the store's errors; the target is then not there, or as it was.
     """
     if not models:
         raise BadInputError("no model to attach", hint="give --model NAME[:TAG]=PATH")
@@ -114,10 +117,16 @@ class _Attaching:
         self._catalog, self._image, self._target, self._models = catalog, image, target, models
         self._progress = progress
         self._copied = 0
+        self._protection = Protection(catalog.store)
         known = catalog.attachment(image.manifest.digest)
         self._before: tuple[dict[str, str], ...] = known.models if known else ()
 
     def run(self) -> AttachResult:
+        with contextlib.closing(self._protection):
+            return self._run()
+
+    def _run(self) -> AttachResult:
+        self._protect_models()
         places.check_apart([*(str(model.get("path")) for model in self._before), *(m.path for m in self._models)])
         above = [parent for model in self._models for parent in places.parents_of(model.path)]
         parents = places.look_up([*above, *(model.path for model in self._models)], self._layers(), self._image.name)
@@ -136,13 +145,26 @@ class _Attaching:
         self._target.put_manifest(manifest, self._image.manifest.media_type)
         return AttachResult(self._target.name, digest, tuple(stub.descriptor for stub in new), self._copied)
 
+    def _protect_models(self) -> None:
+        """Content that is to be named once more stays from now on; what went before that is told."""
+        for model in self._models:
+            packs = (layout.pack_key(pack.id) for pack in model.manifest.packs)
+            tree = layout.tree_key(model.manifest.tree.digest)
+            self._protection.protect((layout.manifest_key(model.digest), tree, *packs))
+            try:
+                self._catalog.get_manifest(model.digest)
+            except NotFoundError as error:
+                raise NotFoundError(f"model {model.ref} was removed meanwhile", hint="push it again") from error
+
     def _stub(self, model: _Placed, parents: dict[str, Node]) -> _Stub:
         root = load_tree(self._catalog, model.manifest)
         # Whatever the image has at this path is hidden: the model is what is found there, and nothing else.
         xattrs = {**root.xattrs, OPAQUE_XATTR: OPAQUE_VALUE}
         top = Node(root.mode, root.uid, root.gid, root.mtime, root.mtime_ns, xattrs=xattrs, children=root.children)
         above = {path: node for path, node in parents.items() if path in places.parents_of(model.path)}
-        tree = publish_tree(self._catalog, place_tree(top, model.path, {k: _plain(v) for k, v in above.items()}))
+        placed = place_tree(top, model.path, {k: _plain(v) for k, v in above.items()})
+        tree = publish_tree(self._catalog, placed, self._protection)
+        self._catalog.sign_tree(tree)
         prefix = os.fsencode(model.path.strip("/")) + b"/"
         ProfileStore(self._catalog).seed(tree, model_source(model.ref.name), prefix)
         marker = Marker(tree, model.path, str(model.ref), model.digest)
@@ -159,7 +181,7 @@ class _Attaching:
             if stubs.is_annotated(manifest.layers[number]):
                 continue  # its directories are copies of the image's
             tree: LayerTree | None = None
-            with contextlib.suppress(NotFoundError, DamagedError):
+            with contextlib.suppress(NotFoundError, DamagedError, UntrustedError):
                 indexed = self._catalog.layer(config.diff_ids[number])
                 tree = LayerTree(load_tree(self._catalog, indexed[1])) if indexed else None
             if tree is not None:
@@ -187,7 +209,9 @@ class _Attaching:
     def _manifest(self, new: list[_Stub], config: Descriptor) -> bytes:
         value: dict[str, Any] = json.loads(self._image.manifest.raw)
         value["config"] = config.to_json()
-        value["layers"] = [*value["layers"], *(stub.descriptor.to_json() for stub in new)]
+        ahead = models_ahead([*(str(m.get("tree")) for m in self._before), *(stub.marker.tree for stub in new)])
+        layers = [_announcing(layer, ahead) for layer in value["layers"]]
+        value["layers"] = [*layers, *(stub.descriptor.to_json() for stub in new)]
         if self._image.manifest.media_type == media.OCI_MANIFEST:
             models = [*(f"{m.get('name')}={m.get('path')}" for m in self._before), *(_label(stub) for stub in new)]
             value["annotations"] = {**(value.get("annotations") or {}), MODELS_ANNOTATION: ",".join(models)}
@@ -233,6 +257,12 @@ def _plain(node: Node) -> Node:
     """A directory's attributes without those that overlayfs keeps in `trusted.`: an opaque parent would hide others."""
     xattrs = {key: value for key, value in node.xattrs.items() if not key.startswith(b"trusted.")}
     return Node(node.mode, node.uid, node.gid, node.mtime, node.mtime_ns, xattrs=xattrs)
+
+
+def _announcing(layer: dict[str, Any], ahead: str) -> dict[str, Any]:
+    """A layer's descriptor that also names the image's models; that of a stub as it is."""
+    annotations = layer.get("annotations") or {}
+    return layer if ANNOTATION in annotations else {**layer, "annotations": {**annotations, MODELS_AHEAD: ahead}}
 
 
 def _label(stub: _Stub) -> str:

@@ -22,6 +22,7 @@ from floe.ingest.oci.layout import blob_name
 from floe.ingest.oci.media import Descriptor
 from floe.ingest.oci.references import DockerArchiveRef, parse_registry_ref
 from floe.ingest.oci.source import verified
+from floe.store import jsontext
 from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError, UnsupportedError
 
 _LIST, _INDEX = "manifest.json", "index.json"
@@ -154,6 +155,7 @@ class DockerArchiveSource:
         """The manifest in the layout around `manifest.json` whose config is `config`, if all it needs is there."""
         raw = self._archive.read(_INDEX)
         waiting = [] if raw is None else [(raw, media.OCI_INDEX)]
+        seen: set[str] = set()  # an index may list the same one many times, and that one too
         for _ in range(_NESTING):
             below: list[tuple[bytes, str]] = []
             for data, kind in waiting:
@@ -164,7 +166,9 @@ class DockerArchiveSource:
                         return data, found.media_type
                 elif found is not None:
                     # Of an index for many platforms, the file holds those that were pulled.
-                    held = ((self._archive.read(blob_name(entry.digest)), entry) for entry in found.manifests)
+                    fresh = {entry.digest: entry for entry in found.manifests if entry.digest not in seen}
+                    seen |= fresh.keys()
+                    held = ((self._archive.read(blob_name(entry.digest)), entry) for entry in fresh.values())
                     below += [
                         (data, entry.media_type)
                         for data, entry in held
@@ -202,8 +206,8 @@ class DockerArchiveSource:
     def _json(self, name: str) -> Any:
         raw = self._archive.read(name)
         try:
-            return None if raw is None else json.loads(raw)
-        except (ValueError, RecursionError) as error:
+            return None if raw is None else jsontext.parse(raw)
+        except ValueError as error:
             raise DamagedError(f"{name} of {self.ref.path} is not JSON: {error}") from error
 
 

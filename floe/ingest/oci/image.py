@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from floe.ingest.hotcontent import LEAST
+from floe.ingest.hotfiles import HotFiles, HotSink
 from floe.ingest.oci import stubs
 from floe.ingest.oci.ahead import Ahead
 from floe.ingest.oci.compression import hashed, unpack
+from floe.ingest.oci.hotlayers import HotLayers
 from floe.ingest.oci.inherit import inherit
 from floe.ingest.oci.layers import LayerTree, read_layer
 from floe.ingest.oci.media import Descriptor
@@ -26,48 +29,64 @@ from floe.ingest.oci.opening import open_source
 from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.source import Image, resolve
 from floe.ingest.oci.treeload import load_tree
-from floe.ingest.publish import Ingest, Progress
+from floe.ingest.publish import Ingest
 from floe.ingest.session import Session
 from floe.store import layout
 from floe.store.catalog import Catalog
-from floe.store.errors import CancelledError, DamagedError, NotFoundError, UnsupportedError
+from floe.store.errors import CancelledError, DamagedError, NotFoundError, UnsupportedError, UntrustedError
 from floe.store.ids import chain_ids, check_text
 from floe.store.nodes import Node
 from floe.store.packindex import LAYER_FRAME, PackIndex
-from floe.store.profiles import ProfileStore, layer_source
-from floe.store.records import KIND_LAYER, ChainRecord, ImageRecord, Manifest
+from floe.store.progress import Progress
+from floe.store.records import KIND_LAYER, PARENT_LABEL, ChainRecord, ImageRecord, Manifest, Ref
 from floe.store.treeobject import decode_tree
 
-# On layers with directories that took their attributes from lower ones: the chain id of those ("" for none).
-PARENT_LABEL = "floe.parent-chain"
+# Whether start-up profiles say where content goes: for layers that are new, for those too that are stored already, or not.
+NEW_LAYERS, ALL_LAYERS, NO_LAYERS = "new", "all", "none"
 _PARALLEL = 4  # layers at once; each may hold some 200 MiB
 
 
 @dataclass(frozen=True)
 class IndexedLayer:
-    """One layer of an indexed image. `manifest` is None for what Floe leaves to containerd: stubs of models."""
+    """One layer of an indexed image. `manifest` is None for what Floe leaves to containerd: stubs of models.
+
+    `laid_out`: it was stored before, and its hot files lie together now.
+    """
 
     diff_id: str
     chain_id: str
     manifest: str | None
     reused: bool
     stub: bool = False
+    laid_out: bool = False
 
 
 @dataclass(frozen=True)
 class IndexResult:
-    """What indexing did. `new_bytes` and `new_packs` were stored anew; `warnings` are for people."""
+    """What indexing did. `new_bytes` and `new_packs` were stored anew; `warnings` are for people.
+
+    `hot_bytes` of content were laid out together as profiles say, `copied_bytes` of them were in the store already.
+    `repaired`: frames of damaged packs that were made anew, by pack.
+    """
 
     record: ImageRecord
     layers: tuple[IndexedLayer, ...]
     new_packs: int
     new_bytes: int
     warnings: tuple[str, ...] = ()
+    hot_bytes: int = 0
+    copied_bytes: int = 0
+    repaired: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def new_layers(self) -> int:
         """Layers that were not in the store before."""
-        return sum(layer.manifest is not None and not layer.reused for layer in self.layers)
+        return sum(layer.manifest is not None and not (layer.reused or layer.laid_out) for layer in self.layers)
+
+    @property
+    def laid_out_layers(self) -> int:
+        """Layers that were in the store before, and were laid out anew."""
+        return len({layer.diff_id for layer in self.layers if layer.laid_out})
 
 
 def index_image(
@@ -80,17 +99,22 @@ def index_image(
     spool_dir: Path,
     workers: int | None = None,
     progress: Progress | None = None,
+    profile: str = NEW_LAYERS,
+    verify: bool = False,
 ) -> IndexResult:
     """Index the image `ref` (see references.py) for `platform` (`os/arch[/variant]`; None: this machine's).
 
-    `workers` threads hash and compress. `progress` counts bytes of layer blobs. Raises the store's errors; the store
-    then names nothing of the image.
+    `profile`: which layers have what starts read laid out together: NEW_LAYERS, ALL_LAYERS (those that are stored are read
+    again for it) or NO_LAYERS. `verify`: read layers that are stored again, with the packs they lie in, and heal those that are
+    damaged; those that were reported are in any case. `workers` threads hash and compress. `progress` counts bytes of layer blobs. Raises the
+    store's errors; the store then names nothing of the image.
     """
     check_text(ref, "image")
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     try:
         with contextlib.closing(open_source(ref, plain_http=plain_http, registry_config=registry_config)) as source:
-            return _Indexing(catalog, resolve(source, wanted), spool_dir, workers, progress).run()
+            image = resolve(source, wanted)
+            return _Indexing(catalog, image, spool_dir, workers, progress, profile=profile, verify=verify).run()
     except (DamagedError, UnsupportedError) as error:
         # The store's own errors know better; what is left came out of the image.
         error.hint = error.hint or "build or push the image again"
@@ -108,12 +132,21 @@ class _Layer:
     known: tuple[str, Manifest] | None = None
     stub: bool = False
     usable: bool = True
+    again: bool = False  # what is known is read again, to be laid out
+    suspect: bool = False  # what is known is read again, for it may be damaged
+    hot: HotFiles = field(default_factory=HotFiles)
+    hot_packs: tuple[str, ...] = ()
     result: tuple[str, Manifest] | None = None
     tree: Future[Node] = field(default_factory=Future)
 
     @property
     def reused(self) -> bool:
-        """Whether what the store has can be used as it is."""
+        """Whether what the store has is used as it is."""
+        return not self.again and not self.suspect and self.fits
+
+    @property
+    def fits(self) -> bool:
+        """Whether what the store has can be used in this image."""
         if self.known is None:
             return False
         return self.known[1].labels.get(PARENT_LABEL, self.parent) == self.parent
@@ -121,15 +154,26 @@ class _Layer:
 
 class _Indexing:
     def __init__(
-        self, catalog: Catalog, image: Image, spool_dir: Path, workers: int | None, progress: Progress | None
+        self,
+        catalog: Catalog,
+        image: Image,
+        spool_dir: Path,
+        workers: int | None,
+        progress: Progress | None,
+        *,
+        profile: str,
+        verify: bool,
     ) -> None:
         self._catalog, self._image, self._spool_dir, self._progress = catalog, image, spool_dir, progress
         self._workers = workers or os.cpu_count() or 2
         self._session = Session(catalog.store)
+        self._hot, self._lay_out = HotLayers(catalog, image, self._session.packs), profile
+        self._verify = verify
+        self._repaired: dict[str, int] = {}
         self._lock = threading.Lock()  # guards the sums below and `progress`
         self._loading = threading.Lock()  # one thread at a time loads the tree of a layer that is reused
         self._warnings: list[str] = []
-        self._new_packs = self._new_bytes = 0
+        self._new_packs = self._new_bytes = self._hot_bytes = self._copied_bytes = 0
         ids = image.config.diff_ids
         chains = chain_ids(ids)
         self._layers = [
@@ -138,6 +182,10 @@ class _Indexing:
         ]
 
     def run(self) -> IndexResult:
+        with contextlib.closing(self._session):
+            return self._run()
+
+    def _run(self) -> IndexResult:
         self._catalog.ensure_store()
         todo = self._plan()
         if todo:
@@ -155,27 +203,49 @@ class _Indexing:
                 layer.stub = True
                 continue
             layer.known = self._known(layer.diff_id)
+            layer.suspect = layer.known is not None and self._is_suspect(layer.known[1])
+            if self._lay_out == ALL_LAYERS and layer.fits and layer.diff_id not in todo:
+                layer.hot = self._hot.files(layer.number, layer.known[1].tree.digest if layer.known else None)
+                layer.again = len(layer.hot) >= LEAST
             if layer.reused:
                 layer.result = layer.known
             else:
                 todo.setdefault(layer.diff_id, layer)
+        for layer in todo.values():
+            if self._lay_out != NO_LAYERS and not layer.again:
+                layer.hot = self._hot.files(layer.number, layer.known[1].tree.digest if layer.known else None)
         return list(todo.values())
 
     def _known(self, diff_id: str) -> tuple[str, Manifest] | None:
-        """What the store has, when all of it is there and sound (packs: there): indexing again repairs a store."""
+        """What the store has, when all of it is there and sound (packs: there): indexing again repairs a store.
+
+        Where signatures are asked for, what is not signed is not had: whoever signs it has read it.
+        """
         try:
             found = self._catalog.layer(diff_id)
             if found is None:
                 return None
             store = self._catalog.store
+            self._protect(diff_id, *found)
+            ref = layout.layer_ref_key(diff_id)
+            if Ref.decode(store.get(ref), ref).manifest != found[0]:
+                return None
             decode_tree(store.get(layout.tree_key(found[1].tree.digest)), found[1].tree.digest)
             for pack in found[1].packs:
                 PackIndex.decode(store.get(layout.pack_index_key(pack.id)), pack.id)
                 if store.head(layout.pack_key(pack.id)).size != pack.stored_size:
                     return None
-        except (NotFoundError, DamagedError):
+        except (NotFoundError, DamagedError, UntrustedError):
             return None
         return found
+
+    def _protect(self, diff_id: str, digest: str, manifest: Manifest) -> None:
+        packs = (layout.pack_key(pack.id) for pack in manifest.packs)
+        tree = layout.tree_key(manifest.tree.digest)
+        self._session.protection.protect([layout.layer_ref_key(diff_id), layout.manifest_key(digest), tree, *packs])
+
+    def _is_suspect(self, manifest: Manifest) -> bool:
+        return self._verify or any(pack.id in self._session.examiner.reported() for pack in manifest.packs)
 
     def _read_all(self, todo: list[_Layer]) -> None:
         parallel = min(len(todo), self._workers, _PARALLEL)
@@ -208,6 +278,8 @@ class _Indexing:
             workers=workers,
             sync=False,
             session=self._session,
+            laid_out=self._hot.places(layer.number) if layer.hot else None,
+            verify=self._verify,
         ) as ingest:
             tree = self._read_tree(layer, ingest, what)
             if stubs.has_marker(tree.root):
@@ -216,34 +288,40 @@ class _Indexing:
                 ingest.leave()
                 self._count(ingest, [])
                 return
-            ingest.flush()  # before waiting for the layers below
             labels = {"floe.diff-id": layer.diff_id}
             if tree.implicit:
+                if any(not lower.reused and not lower.tree.done() for lower in self._layers[: layer.number]):
+                    ingest.flush()  # before waiting for the layers below
                 labels[PARENT_LABEL] = layer.parent
                 below = [self._root_of(lower) for lower in reversed(self._layers[: layer.number])]
                 inherit(tree.implicit, below)
             layer.tree.set_result(tree.root)
             previous = layer.known[1] if layer.known else None
             found = ingest.finish(tree.root, KIND_LAYER, self._image.name, labels, previous=previous)
-            if layer.known is None:
-                layer.result = found
-            elif layer.known[1].tree == found[1].tree:
+            if layer.known is not None and layer.known[1].tree == found[1].tree:
                 layer.result = layer.known  # the same over these lower layers as over those it was indexed with
+            elif layer.known is None or layer.again or (layer.suspect and layer.fits):
+                layer.result = found
             else:
                 layer.usable = False
+            layer.hot_packs = ingest.hot_packs
             self._count(ingest, tree.warnings)
 
     def _count(self, ingest: Ingest, warnings: list[str]) -> None:
         with self._lock:
             self._new_packs += ingest.stats.new_packs
             self._new_bytes += ingest.stats.new_bytes
+            self._hot_bytes += ingest.stats.hot_bytes
+            self._copied_bytes += ingest.stats.copied_bytes
+            for pack_id, frames in ingest.stats.repaired.items():
+                self._repaired[pack_id] = self._repaired.get(pack_id, 0) + frames
             self._warnings += [*warnings, *ingest.stats.warnings]
 
     def _read_tree(self, layer: _Layer, ingest: Ingest, what: str) -> LayerTree:
         descriptor = self._image.manifest.layers[layer.number]
         digests: list[str] = []
         with Ahead(self._tar(descriptor, digests, what)) as tar:
-            tree = read_layer(iter(tar), ingest, what)
+            tree = read_layer(iter(tar), ingest, what, HotSink(ingest, layer.hot) if layer.hot else None)
         (found,) = digests
         if found != layer.diff_id:
             raise DamagedError(
@@ -289,8 +367,14 @@ class _Indexing:
 
     def _publish(self) -> IndexResult:
         by_diff = {layer.diff_id: layer for layer in self._layers if layer.result or layer.stub or not layer.usable}
+        stored = [layer for layer in self._layers if by_diff[layer.diff_id].result]
+        chains = [layout.chain_ref_key(layer.chain_id) for layer in stored]
+        self._session.protection.protect([*(layout.layer_ref_key(layer.diff_id) for layer in stored), *chains])
+        self._session.protection.renew()
         for layer in by_diff.values():
-            if layer.result is not None and layer.result is not layer.known:
+            # Signed by somebody else who is trusted, it is signed by us as well.
+            news = layer.result is not layer.known or self._catalog.vouching.signer is not None
+            if layer.result is not None and news:
                 self._catalog.set_layer(layer.diff_id, layer.result[0])
         layers = []
         for layer in self._layers:
@@ -304,7 +388,8 @@ class _Indexing:
                 )
             manifest = done.result[0] if done.result else None
             reused = done.result is not None and done.result is done.known
-            layers.append(IndexedLayer(layer.diff_id, layer.chain_id, manifest, reused, done.stub))
+            laid_out = done.again and not reused
+            layers.append(IndexedLayer(layer.diff_id, layer.chain_id, manifest, reused, done.stub, laid_out))
         record = ImageRecord(
             manifest_digest=self._image.manifest.digest,
             names=(self._image.name,),
@@ -316,14 +401,31 @@ class _Indexing:
         )
         self._catalog.set_image(record)
         self._seed_profiles(by_diff)
-        return IndexResult(record, tuple(layers), self._new_packs, self._new_bytes, tuple(self._warnings))
+        return IndexResult(
+            record,
+            tuple(layers),
+            self._new_packs,
+            self._new_bytes,
+            (*self._hot.warnings, *self._warnings),
+            self._hot_bytes,
+            self._copied_bytes,
+            self._repaired,
+        )
 
     def _seed_profiles(self, layers: Mapping[str, _Layer]) -> None:
-        profiles = ProfileStore(self._catalog)
         for layer in layers.values():
             if layer.result is not None:
-                source = layer_source(self._image.name, str(self._image.platform), layer.number)
-                profiles.seed(layer.result[1].tree.digest, source)
+                before = layer.known[1].tree.digest if layer.known and layer.again else None
+                self._hot.published(layer.number, layer.result[1].tree.digest, layer.hot_packs, before)
 
 
-__all__ = ["PARENT_LABEL", "IndexResult", "IndexedLayer", "index_image", "open_source"]
+__all__ = [
+    "ALL_LAYERS",
+    "NEW_LAYERS",
+    "NO_LAYERS",
+    "PARENT_LABEL",
+    "IndexResult",
+    "IndexedLayer",
+    "index_image",
+    "open_source",
+]

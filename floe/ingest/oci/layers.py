@@ -21,14 +21,17 @@ from floe.ingest.oci.tarheader import Entry
 from floe.ingest.oci.tarstream import Content, Limited, Sparse, TarStream
 from floe.store.erofs import LINK_MAX, NAME_MAX, XATTR_VALUE_MAX, xattr_name_parts
 from floe.store.errors import DamagedError, UnsupportedError
-from floe.store.nodes import CHUNK, Chunk, FileContent, Node, chunk_bits
+from floe.store.nodes import CHUNK, INODES_MAX, Chunk, FileContent, Node, chunk_bits
 
 WHITEOUT_PREFIX, AUFS_PREFIX, OPAQUE_MARKER = b".wh.", b".wh..wh.", b".wh..wh..opq"
 PLINK_DIR = b".wh..wh.plnk"
 OPAQUE_XATTR, OPAQUE_VALUE = b"trusted.overlay.opaque", b"y"
 _CAPABILITY = b"security.capability"
 _ID_MAX = 0xFFFFFFFE
-_FILE_MAX = 16 << 40  # bytes; ext4's limit, beyond which no builder has unpacked it either
+# What a small blob may unpack to in memory, or in work: an archive of headers alone shrinks to a thousandth.
+PATH_MAX = 4095  # bytes of a name: the longest that an unpacker can make
+CONTENT_MAX = 16 << 40  # bytes of all files, holes included: the largest file of ext4
+METADATA_MAX = 512 << 20  # bytes of all names, link targets and extended attributes
 _WARNINGS_MAX = 100
 _DEVICES = {tarheader.CHAR: stat.S_IFCHR, tarheader.BLOCK_DEVICE: stat.S_IFBLK, tarheader.FIFO: stat.S_IFIFO}
 
@@ -38,6 +41,14 @@ class ContentSink(Protocol):
 
     def add_stream(self, readable: Content, size: int) -> FileContent:
         """Store `size` bytes of `readable`."""
+        ...
+
+
+class HotContentSink(Protocol):
+    """Where contents go that are wanted side by side."""
+
+    def add_hot(self, path: bytes, readable: Content, size: int) -> FileContent | None:
+        """Store the content of the file at `path`, relative to the root; None, and nothing is read: it is not wanted so."""
         ...
 
 
@@ -55,13 +66,13 @@ def is_whiteout(node: Node) -> bool:
     return stat.S_ISCHR(node.mode) and node.rdev == 0
 
 
-def read_layer(pieces: Iterator[bytes], sink: ContentSink, what: str) -> LayerTree:
-    """Read a whole tar stream; contents go to `sink`. `what` names the layer in errors.
+def read_layer(pieces: Iterator[bytes], sink: ContentSink, what: str, hot: HotContentSink | None = None) -> LayerTree:
+    """Read a whole tar stream; contents go to `hot`, which may not want them, or `sink`. `what` names the layer in errors.
 
     DamagedError: not a layer, or an absolute name or one with `..` in it. UnsupportedError: an entry that cannot
     be kept as it is.
     """
-    builder = _Builder(sink, what)
+    builder = _Builder(sink, what, hot)
     stream = TarStream(pieces, what)
     for entry in stream:
         builder.add(entry, stream)
@@ -69,20 +80,24 @@ def read_layer(pieces: Iterator[bytes], sink: ContentSink, what: str) -> LayerTr
 
 
 class _Builder:
-    def __init__(self, sink: ContentSink, what: str) -> None:
+    def __init__(self, sink: ContentSink, what: str, hot: HotContentSink | None = None) -> None:
         self._sink = sink
+        self._hot = hot
         self._what = what
         self._root = Node(stat.S_IFDIR | 0o755)
         self._implicit: dict[int, tuple[bytes, Node]] = {}
         self._plinks: dict[bytes, Node] = {}  # aufs's hidden names of files, which hard links may refer to
         self._warnings: list[str] = []
         self._last: tuple[bytes, Node] | None = None  # the parent found last, by the name it was asked for
+        self._inodes = self._metadata = self._size = 0  # so far, of what was replaced too
 
     def tree(self) -> LayerTree:
         implicit = [(path, node) for path, node in self._implicit.values() if self._find(path) is node]
         return LayerTree(self._root, implicit, self._warnings)
 
     def add(self, entry: Entry, stream: TarStream) -> None:
+        xattrs = sum(len(name) + len(value) for name, value in entry.xattrs.items()) if entry.xattrs else 0
+        self._count(len(entry.name) + len(entry.link) + xattrs)
         parts = self._parts(entry.name, entry)
         if not parts:
             self._root.mtime, self._root.mtime_ns = entry.mtime, entry.mtime_ns
@@ -106,6 +121,16 @@ class _Builder:
             self._remove(parent, base)
             parent.children[base] = self._leaf(entry, stream)
 
+    def _count(self, metadata: int) -> None:
+        """One more inode with so many bytes of names and attributes."""
+        self._inodes += 1
+        self._metadata += metadata
+        if self._inodes > INODES_MAX or self._metadata > METADATA_MAX:
+            raise UnsupportedError(
+                f"{self._what} has more than {INODES_MAX} entries or {METADATA_MAX >> 20} MiB of names and attributes",
+                hint="split it over several layers",
+            )
+
     def _bookkeeping(self, parts: list[bytes], entry: Entry, stream: TarStream) -> None:
         """Aufs's own files are not part of the layer, but for those that names in it are hard links to."""
         if parts[0] == PLINK_DIR and entry.type == tarheader.REG:
@@ -117,7 +142,7 @@ class _Builder:
         if entry.type == tarheader.REG:
             node.mode = stat.S_IFREG | entry.mode
             if entry.size:
-                node.content = self._content(stream, entry.size)
+                node.content = self._content(stream, entry)
         elif entry.type == tarheader.SYMLINK:
             if not entry.link:
                 raise DamagedError(f"{self._name(entry)} is a symlink to nothing")
@@ -133,12 +158,17 @@ class _Builder:
         self._xattrs(node, entry)
         return node
 
-    def _content(self, stream: TarStream, size: int) -> FileContent:
-        content = stream.content()
-        if size > _FILE_MAX:
-            raise UnsupportedError(f"{self._what} holds a file of {size} bytes; at most {_FILE_MAX} are kept")
+    def _content(self, stream: TarStream, entry: Entry) -> FileContent:
+        content, size = stream.content(), entry.size
+        self._size += size
+        if self._size > CONTENT_MAX:
+            raise UnsupportedError(f"{self._what} holds files of {self._size} bytes; at most {CONTENT_MAX} are kept")
         if isinstance(content, Sparse) and size > CHUNK:
             return _sparse_content(self._sink, content, size)
+        if self._hot is not None:
+            path = b"/".join(self._parts(entry.name, entry))
+            if (stored := self._hot.add_hot(path, content, size)) is not None:
+                return stored
         return self._sink.add_stream(content, size)
 
     def _directory(self, parent: Node, base: bytes, entry: Entry) -> None:
@@ -185,6 +215,8 @@ class _Builder:
         self._xattrs(target, entry)
 
     def _xattrs(self, node: Node, entry: Entry) -> None:
+        if not entry.xattrs and not node.xattrs:  # nearly always
+            return
         for name, value in entry.xattrs.items():
             if self._keeps(node, name, entry):
                 if len(value) > XATTR_VALUE_MAX or len(name) > NAME_MAX:
@@ -230,6 +262,10 @@ class _Builder:
             raise DamagedError(f"{self._name(entry)} has the owner {entry.uid}:{entry.gid}: out of range")
 
     def _parts(self, name: bytes, entry: Entry) -> list[bytes]:
+        if len(name) > PATH_MAX:
+            raise UnsupportedError(
+                f"{self._what} has an entry with a name of {len(name)} bytes; at most {PATH_MAX} fit"
+            )
         parts = [part for part in name.split(b"/") if part not in (b"", b".")]
         if name.startswith(b"/"):
             raise DamagedError(f"{self._name(entry)} has an absolute name")
@@ -279,6 +315,7 @@ class _Builder:
     def _implied(self, parent: Node, base: bytes, path: bytes, *, opaque: bool) -> Node:
         if len(base) > NAME_MAX:
             raise DamagedError(f"{self._what} has a symlink through a name of more than {NAME_MAX} bytes")
+        self._count(len(base))
         node = parent.children[base] = Node(stat.S_IFDIR | 0o755)
         if opaque:
             node.xattrs[OPAQUE_XATTR] = OPAQUE_VALUE

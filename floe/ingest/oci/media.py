@@ -6,12 +6,12 @@ Sources: OCI image-spec (manifest.md, image-index.md, config.md) and Docker's im
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from floe.store import jsontext
 from floe.store.errors import BadInputError, DamagedError, UnsupportedError
 from floe.store.ids import Buffer
 
@@ -164,9 +164,11 @@ def parse_descriptor(value: Any, what: str) -> Descriptor:
     if not isinstance(kind, str) or not isinstance(digest, str):
         raise DamagedError(f"{what} has a descriptor without media type or digest")
     if _DIGEST.fullmatch(digest) is None:
-        raise UnsupportedError(f"{what} names a blob by {digest!r}, not by sha256:<64 lowercase hex digits>")
+        raise UnsupportedError(
+            f"{what} names a blob by {jsontext.shown(digest)}, not by sha256:<64 lowercase hex digits>"
+        )
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < _MAX_INT:
-        raise DamagedError(f"{what} gives blob {digest} the size {size!r}")
+        raise DamagedError(f"{what} gives blob {digest} the size {jsontext.shown(size)}")
     if not isinstance(annotations, dict) or not isinstance(platform, (dict, type(None))):
         raise DamagedError(f"{what} has a descriptor with malformed annotations or platform")
     texts = {str(key): str(item) for key, item in annotations.items()}
@@ -175,8 +177,8 @@ def parse_descriptor(value: Any, what: str) -> Descriptor:
 
 def _object(raw: bytes, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        value = jsontext.parse(raw, MAX_CONFIG)
+    except ValueError as error:
         raise DamagedError(f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise DamagedError(f"{what} is not a JSON object")
