@@ -33,12 +33,16 @@ class ControlServer:
         run_dir: Path,
         *,
         status: Callable[[], dict[str, Any]],
-        inflight: Callable[[Sequence[str]], int],
+        inflight: Callable[[Sequence[str]], tuple[int, list[int]]],
         mounted: Callable[[str, Sequence[str]], object] = lambda _tree, _packs: None,
+        expected: Callable[[str, int], object] = lambda _tree, _nbytes: None,
+        unexpected: Callable[[str], object] = lambda _tree: None,
     ) -> None:
         self._status = status
         self._inflight = inflight
         self._mounted = mounted
+        self._expected = expected
+        self._unexpected = unexpected
         self._listener = _bind(run_dir)
         self._wake, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -104,9 +108,16 @@ class ControlServer:
         if op == wire.STATUS:
             return self._status()
         if op == wire.INFLIGHT:
-            return {"inflight": self._inflight(_packs(request))}
+            count, reads = self._inflight(_packs(request))
+            return {"inflight": count, "reads": reads}
         if op == wire.MOUNTED:
             self._mounted(str(request.get("tree")), _packs(request))
+            return {}
+        if op == wire.EXPECTED:
+            self._expected(str(request.get("tree")), _bytes(request))
+            return {}
+        if op == wire.UNEXPECTED:
+            self._unexpected(str(request.get("tree")))
             return {}
         raise BadInputError(f"unknown operation {op!r}")
 
@@ -116,6 +127,13 @@ def _packs(request: dict[str, Any]) -> list[str]:
     if not isinstance(packs, list) or not all(isinstance(pack, str) for pack in packs):
         raise BadInputError(f"{request['op']} needs a list of pack ids")
     return packs
+
+
+def _bytes(request: dict[str, Any]) -> int:
+    nbytes = request.get("bytes")
+    if not isinstance(nbytes, int) or isinstance(nbytes, bool) or nbytes < 0:
+        raise BadInputError(f"{request['op']} needs a number of bytes")
+    return nbytes
 
 
 def _bind(run_dir: Path) -> socket.socket:

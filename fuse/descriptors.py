@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _PIDFD_THREAD = os.O_EXCL
+_GONE = (errno.ENOTCONN, errno.ECONNABORTED)
+_ASK_SECONDS = 2.0
 _SYS_PIDFD_GETFD = 438  # the same number on every architecture
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -62,7 +65,7 @@ def mount_fresh(run_dir: Path) -> Descriptors:
         raise UnsupportedError(
             f"cannot open /dev/fuse: {error.strerror}", hint="load the kernel module: modprobe fuse"
         ) from error
-    options = f"fd={fuse},rootmode=40555,user_id=0,group_id=0,allow_other,default_permissions,max_read={1 << 20}"
+    options = f"fd={fuse},rootmode=40500,user_id=0,group_id=0,allow_other,default_permissions,max_read={1 << 20}"
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
     try:
         _check(_libc.mount(b"floe", bytes(target), _FSTYPE.encode(), flags, options.encode()), "mount")
@@ -79,6 +82,28 @@ def mounted_device(run_dir: Path) -> tuple[int, int] | None:
     """The device number of the pack filesystem mounted now, or None."""
     found = mounttable.mounts_at(run_dir / MOUNTPOINT)
     return found[-1].device if found and found[-1].fstype == _FSTYPE else None
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether the mount has its connection still, in whoever's hands: then it answers, or lets who asks wait.
+
+    A child asks, since whoever does may wait for ever.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            os.statvfs(run_dir / MOUNTPOINT)
+        except OSError as error:
+            os._exit(1 if error.errno in _GONE else 0)
+        os._exit(0)
+    pidfd = os.pidfd_open(child)
+    try:
+        if not process.ended(pidfd, _ASK_SECONDS):
+            os.kill(child, signal.SIGKILL)
+            return True
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        os.close(pidfd)
 
 
 def unmount(run_dir: Path) -> bool:
@@ -120,6 +145,7 @@ def take_from(pid: int, device: tuple[int, int]) -> Descriptors | None:
     """Copies of the descriptors that process `pid` holds for the mount `device`; None when it holds none.
 
     Of a killed process that hangs in the kernel they are taken through the thread that hangs, from Linux 6.9 on.
+    UnsupportedError when they are another version's.
     """
     held = _take(pid, Path(f"/proc/{pid}/fd"), device, 0)
     if held is None and process.is_doomed(pid):
@@ -155,16 +181,20 @@ def _take(task: int, folder: Path, device: tuple[int, int], flags: int) -> Descr
 
 
 def from_named(fds: dict[str, int], device: tuple[int, int] | None) -> Descriptors | None:
-    """Descriptors out of `fds` by name, when both are there and belong to the mount; else all are closed."""
+    """Descriptors out of `fds` by name, when both are there and belong to the mount; else all are closed.
+
+    UnsupportedError when they are another version's.
+    """
     fuse, slot_fd = fds.get(FUSE_NAME, -1), fds.get(SLOTS_NAME, -1)
-    if fuse >= 0 and slot_fd >= 0 and device is not None and slots.device_of(slot_fd) == device:
-        for name, fd in fds.items():
-            if name not in (FUSE_NAME, SLOTS_NAME):
+    kept: Descriptors | None = None
+    try:
+        if fuse >= 0 and slot_fd >= 0 and device is not None and slots.device_of(slot_fd) == device:
+            kept = Descriptors(fuse, slot_fd, device)
+    finally:
+        for fd in fds.values():
+            if kept is None or fd not in (fuse, slot_fd):
                 os.close(fd)
-        return Descriptors(fuse, slot_fd, device)
-    for fd in fds.values():
-        os.close(fd)
-    return None
+    return kept
 
 
 def store_in_systemd(descriptors: Descriptors) -> None:

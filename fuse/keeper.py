@@ -9,7 +9,8 @@ Starting, on a run directory where
 - a keeper was stopped with packs in use: it hands the mount over and ends; reads that waited go on;
 - only a worker lives (the keeper was killed): the mount is copied out of it (pidfd_getfd) and the worker adopted, or
   replaced when it was killed and hangs in the kernel;
-- systemd kept the descriptors (FileDescriptorStoreMax=2): they are taken back.
+- systemd kept the descriptors (FileDescriptorStoreMax=2): they are taken back. Started otherwise than by systemd meanwhile:
+  refused with exit code 1, since only systemd can hand them over.
 
 SIGTERM or SIGINT: with no pack in use, unmount and end with 0. Otherwise stop the worker, give up the run
 directory but stay, holding the mount: reads wait in the kernel until the next `floe packfs`, and this process ends
@@ -19,6 +20,7 @@ Under systemd this wants KillMode=process and SendSIGKILL=no.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -29,9 +31,10 @@ from pathlib import Path
 
 from floe.fuse import descriptors, slots
 from floe.fuse.descriptors import Descriptors
+from floe.fuse.watchdog import Watchdog
 from floe.fuse.worker_process import KILL_WAIT, LOOK_PAUSE, WorkerProcess
 from floe.store import process
-from floe.store.errors import BusyError, FloeError
+from floe.store.errors import BusyError, FloeError, UnsupportedError
 
 _NAME = "floe packfs"
 _CLAIM_WAIT = 1.0  # seconds; a stopped keeper claims the directory for moments when it looks whether it may end
@@ -87,7 +90,10 @@ def _holds_mount(run_dir: Path, pid: int | None) -> bool:
     device = descriptors.mounted_device(run_dir)
     if pid is None or pid == os.getpid() or device is None:
         return False
-    held = descriptors.take_from(pid, device)
+    try:
+        held = descriptors.take_from(pid, device)
+    except UnsupportedError:  # of another version
+        return True
     if held is None:
         return False
     os.close(held.fuse)
@@ -117,10 +123,13 @@ class _Keeper:
         self._fresh = False  # nobody has ever served this mount
         self._stopped = False
         self._worker = WorkerProcess(run_dir, worker_argv, _log)
+        self._watchdog = Watchdog()
+        self._killed = False  # the worker, because it did not answer
         self._served = False
         self._started = 0.0
         self._failures = 0  # workers that died young, in a row
         self._next_start = 0.0
+        self._heartbeat = process.Heartbeat()
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     # --- life -------------------------------------------------------------------------------------
@@ -130,8 +139,13 @@ class _Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, _HANDED_OVER, _END_BY_FORCE, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         passed = process.listen_fds()
-        self._acquire(passed)
+        try:
+            self._acquire(passed)
+        except (BusyError, UnsupportedError):
+            self._owned.hand_back()
+            raise
         while True:
+            self._heartbeat.beat()
             code = None
             if self._worker.fd < 0 and not self._stopped and time.monotonic() >= self._next_start:
                 code = self._start_worker()
@@ -146,7 +160,8 @@ class _Keeper:
         for fd in (self._wake, self._worker.fd, self._worker.ready):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
-        events = {fd for fd, _ in poller.poll(self._timeout())}
+        limit = math.inf if self._heartbeat.pause is None else self._heartbeat.pause / 2
+        events = {fd for fd, _ in poller.poll(1000 * min(limit, self._timeout()))}
         if self._worker.ready in events and self._worker.serves():
             self._worker_serves()
         if self._wake in events:
@@ -156,17 +171,23 @@ class _Keeper:
                     return code
         if self._worker.fd >= 0 and (self._worker.fd in events or self._worker.hangs()):
             return self._worker_died(hangs=self._worker.fd not in events)
+        if self._worker.fd >= 0 and not self._killed and (why := self._watchdog.look()):
+            _log(f"worker {self._worker.pid} {why}: killing it")
+            slots.count(self._held.slots, "silent")
+            self._killed = True
+            self._worker.kill()
         if self._stopped and not events and self._may_end():
             _log("packs are no longer in use: ending")
             return self._goodbye()
         return None
 
-    def _timeout(self) -> float | None:
+    def _timeout(self) -> float:
+        """Seconds after which there is something to look at, whatever happens."""
         if self._stopped:
-            return _LOOK_AGAIN * 1000
+            return _LOOK_AGAIN
         if self._worker.fd < 0:
-            return max(0.0, self._next_start - time.monotonic()) * 1000
-        return LOOK_PAUSE * 1000
+            return max(0.0, self._next_start - time.monotonic())
+        return LOOK_PAUSE
 
     def _signalled(self, number: int) -> int | None:
         if number == _HANDED_OVER and self._stopped:
@@ -236,6 +257,8 @@ class _Keeper:
                 assert pid is not None
                 held, source = descriptors.take_from(pid, device), f"process {pid}"
         if held is None:
+            if device is not None and not self._force:
+                self._leave_to_its_holder(worker)
             self._mount()
             return
         self._held = held
@@ -243,6 +266,16 @@ class _Keeper:
         descriptors.store_in_systemd(held)
         self._adopt(worker)
         self._dismiss(self._owned.previous)
+
+    def _leave_to_its_holder(self, worker: int | None) -> None:
+        """BusyError when somebody unknown keeps the mount alive. One held by a killed process that hangs can be had by nobody."""
+        hanging = any(pid is not None and process.hangs_doomed(pid) for pid in (self._owned.previous, worker))
+        if not hanging and descriptors.is_held(self._run_dir):
+            raise BusyError(
+                f"the pack filesystem mounted below {self._run_dir} is held by another process, systemd perhaps",
+                hint="start its service (systemctl start floe-packfs), which hands it over; or end it with `floe packfs --force`, "
+                "and its readers get errors",
+            )
 
     def _mount(self) -> None:
         if descriptors.mounted_device(self._run_dir) is not None:
@@ -278,6 +311,7 @@ class _Keeper:
             return
         with suppress(OSError):
             self._worker.adopt(owner)
+            self._watch(adopted=True)
             _log(f"adopted worker {owner}")
             self._worker_serves()
 
@@ -288,10 +322,16 @@ class _Keeper:
             self._worker.start(self._held)
         except OSError as error:
             return self._again(f"cannot start a worker: {error}", accident=False)
+        self._watch(adopted=False)
         return None
+
+    def _watch(self, *, adopted: bool) -> None:
+        self._killed = False
+        self._watchdog.watch(self._worker.pid, self._held.slots, adopted=adopted)
 
     def _worker_serves(self) -> None:
         self._served, self._fresh = True, False
+        self._watchdog.serves()
         process.sd_notify(f"READY=1\nSTATUS=worker {self._worker.pid} serves {self._run_dir}")
 
     def _worker_died(self, *, hangs: bool) -> int | None:
@@ -307,6 +347,9 @@ class _Keeper:
             self._adopt(None)
             if self._worker.fd >= 0:
                 return None
+        if code != 0:  # else somebody asked it to end, to have it replaced
+            slots.count(self._held.slots, "ended")
+        self._watchdog.ended(code, silent=self._killed)
         how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
         what = f"worker {pid} was killed and hangs in the kernel" if hangs else f"worker {pid} ended{how}"
         return self._again(what, accident=self._served and code in (None, -signal.SIGKILL))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from floe.store.cache import CacheWriter
-from floe.store.fetcher import Fetcher
+from floe.store.cache import Writer
+from floe.store.completion import Order
+from floe.store.fetcher import DAMAGE_MEMORY, Fetcher
 from floe.store.ids import Buffer, is_hexdigest
 from floe.store.objects.base import ObjectStore
 from floe.store.reading import Done, Read
@@ -29,21 +30,33 @@ class PackReader:
 
     `readahead`: the largest window of bytes fetched ahead of a sequential reader, 0 for none. `deadline`: seconds
     that a read may take. `budget`: bytes of memory for data on its way. `recorder` is told of reads of the packs it
-    records. All methods are thread-safe.
+    records. `completion_rate`: bytes a second that `complete` may take from the store, 0 for all. `damage_memory`: seconds
+    for which damage at rest is believed in. All methods are thread-safe.
     """
 
     def __init__(
         self,
         store: ObjectStore,
-        writer: CacheWriter,
+        writer: Writer,
         *,
         readahead: int,
         deadline: float = 300.0,
-        budget: int = 128 << 20,
+        budget: int = 256 << 20,
         recorder: Recorder | None = None,
+        completion_rate: int = 0,
+        damage_memory: float = DAMAGE_MEMORY,
     ) -> None:
         self._writer = writer
-        self._fetcher = Fetcher(store, writer, readahead=readahead, deadline=deadline, budget=budget)
+        self._fetcher = Fetcher(
+            store,
+            writer,
+            readahead=readahead,
+            deadline=deadline,
+            budget=budget,
+            completion_rate=completion_rate,
+            damage_memory=damage_memory,
+        )
+        self.known_damage = self._fetcher.known_damage
         self._packs = writer.packs
         self._marks = self._fetcher.marks
         self._on_hand = self._fetcher.on_hand
@@ -58,10 +71,15 @@ class PackReader:
     def read_cached_into(self, pack_id: str, offset: int, buffer: memoryview, *, wait: bool = True) -> bool:
         """Fill `buffer` with content from `offset` on when all of it is in the cache and trusted; else False.
 
-        With `wait=False` BlockingIOError when that would take the disk.
+        With `wait=False` BlockingIOError when that would take the disk. While reads go around the disk, False for that.
         """
         pack = self._packs.get(pack_id) or self._writer.pack(pack_id)
-        if pack is None or not pack.read_into(offset, buffer, wait=wait):
+        if pack is None:
+            return False
+        if pack.bypass.diverts:
+            if not pack.read_from_memory(offset, buffer):
+                return False
+        elif not pack.read_into(offset, buffer, wait=wait):
             return False
         hits = self._hits_here()
         hits.requests += 1
@@ -107,9 +125,20 @@ class PackReader:
             self._recorder.note(pack_id, offset, length)
         return self._fetcher.submit(pack_id, offset, length, done)
 
-    def replay(self, runs: Iterable[Run], fetched: set[tuple[str, int]]) -> None:
-        """Fetch `runs` in their order and ahead of need; `fetched` gets the frames that were not here."""
-        self._fetcher.replay(runs, fetched)
+    def replay(self, runs: Iterable[Run], fetched: set[tuple[str, int]], *, later: bool = False) -> None:
+        """Fetch `runs` in their order and ahead of need; `fetched` gets the frames that were not here.
+
+        `later`: when nothing is left of those without it.
+        """
+        self._fetcher.replay(runs, fetched, later=later)
+
+    def stop_replay(self, fetched: set[tuple[str, int]]) -> None:
+        """Ask for no more of the `runs` that came with this set."""
+        self._fetcher.stop_replay(fetched)
+
+    def complete(self, orders: Sequence[Order]) -> None:
+        """Fetch what these orders need, the first one first, with what reads leave over; in place of all orders before."""
+        self._fetcher.complete(orders)
 
     def counters(self) -> dict[str, int]:
         """Requests and bytes by source (`cache_`, `prefetched_`, `store_`, `readahead_`), faults, memory, the cache's own."""

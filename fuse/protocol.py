@@ -47,8 +47,8 @@ FOPEN_NOFLUSH = 1 << 5
 INTERRUPT_BIT = 1 << 0  # in `unique`: the request is an INTERRUPT, its target has the bit clear
 VALID = 7 * 24 * 3600  # seconds that names and attributes may be cached: packs never change
 
-_DIR_MODE = stat.S_IFDIR | 0o555
-_FILE_MODE = stat.S_IFREG | 0o444
+_DIR_MODE = stat.S_IFDIR | 0o500  # packs hold what a tree may hide from others
+_FILE_MODE = stat.S_IFREG | 0o400
 _DT_DIR, _DT_REG = 4, 8
 
 

@@ -11,6 +11,17 @@ from floe.store.ids import Buffer
 Done: TypeAlias = "Callable[[Sequence[Buffer] | FloeError], None]"
 
 
+def fill(part: memoryview, pieces: Sequence[Buffer]) -> None:
+    """Put what a read gave into `part`; ValueError when it is not exactly as long."""
+    at = 0
+    for piece in pieces:
+        view = memoryview(piece).cast("B")
+        part[at : at + len(view)] = view
+        at += len(view)
+    if at != len(part):
+        raise ValueError(f"{at} bytes instead of {len(part)}")
+
+
 class Ticket(Protocol):
     """A submitted read."""
 

@@ -26,9 +26,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from floe.fuse import protocol as p
+from floe.fuse import suspects
 from floe.fuse.errno_map import errno_of
 from floe.fuse.idle import IdleProcessors
 from floe.fuse.known import KnownPacks, NodeCollisionError
+from floe.fuse.lead import Lead
 from floe.fuse.reader import Done, Reader, Ticket
 from floe.fuse.slots import Slots
 from floe.store.errors import FloeError
@@ -40,33 +42,9 @@ _GONE = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN)
 _PASSING = (errno.ENOENT, errno.EINTR, errno.EAGAIN)  # the request went away while it was read
 _SMALL_READ = 64 << 10  # bytes; a longer copy is worth waking another thread for
 _SPIN = 50_000  # nanoseconds the leader asks for the next request before it sleeps
+_PULSE = 1000  # milliseconds; a leader that waits for requests shows so often that it is there (see watchdog.py)
 _BURST = 32  # small reads without a pause of _SPIN from which on processors are kept awake
 _EINTR_RETRY = 0.001  # seconds before an INTERRUPT for an unknown request is handed back to the kernel
-
-
-class _Lead:
-    """A serving thread's hold on the right to wait for requests. Who gives it up lets processors halt again."""
-
-    __slots__ = ("_idle", "_lock", "held")
-
-    def __init__(self, lock: threading.Lock, idle: IdleProcessors | None = None) -> None:
-        self._lock = lock
-        self._idle = idle
-        self.held = False
-
-    def take(self) -> None:
-        """Wait until this thread is the leader; at once when it is."""
-        if not self.held:
-            self._lock.acquire()
-            self.held = True
-
-    def give_up(self) -> None:
-        """Let another thread lead."""
-        if self.held:
-            self.held = False
-            if self._idle is not None and self._idle.awake:
-                self._idle.let_halt()
-            self._lock.release()
 
 
 class _Read:
@@ -111,6 +89,7 @@ class Session:
         self.read_bytes = 0
         self.errors = 0
         self.interrupts = 0
+        self._poison = suspects.Poison(slots)
         self._left: set[int] = set()  # `unique` of requests that a predecessor left, until answered
 
     # --- life -------------------------------------------------------------------------------------
@@ -118,24 +97,45 @@ class Session:
     def answer_left(self) -> int:
         """Take up what a predecessor left in the slots; INTERRUPTs last, when their targets are known."""
         buffer = memoryview(bytearray(p.OUT_BYTES + p.MAX_READ))
-        left, nobody = self._slots.left, _Lead(self._leading)
+        left, nobody = self._slots.left, Lead(self._leading)
         views = {slot: self._slots.view(slot) for slot in left}
-        for slot in sorted(left, key=lambda s: p.IN_HEADER.unpack_from(views[s])[1] == p.INTERRUPT):
-            self._left.add(p.IN_HEADER.unpack_from(views[slot])[2])
+        order = sorted(left, key=lambda s: p.IN_HEADER.unpack_from(views[s])[1] == p.INTERRUPT)
+        self._left.update(p.IN_HEADER.unpack_from(views[slot])[2] for slot in left)
+
+        def handle(slot: int) -> None:
             if self._handle(slot, views[slot], buffer, nobody):
                 self._slots.release(slot)
+
+        suspects.take_up(self._slots, order, handle, self._refuse)
         return len(left)
+
+    def _refuse(self, slot: int, error: int) -> None:
+        """Answer a request that a predecessor left with an error: see suspects.take_up."""
+        view, late = self._slots.view(slot), error == errno.ETIMEDOUT
+        _, opcode, unique, node, *_ = p.IN_HEADER.unpack_from(view)
+        what = f"request {opcode} of node {node:016x}"
+        if opcode == p.READ:
+            _, offset, size, *_ = p.READ_IN.unpack_from(view, p.IN_BYTES)
+            pack_id, end = self._known.get(node) or ("?", offset)
+            what = f"read of {min(size, end - offset)} bytes at {offset} of pack {pack_id}"
+            if not late:
+                self._poison.add(node, offset, size)
+        how = "was not answered in time, and its worker was replaced" if late else "ended workers again and again"
+        _log.error("a %s %s: answered with an error", what, how)
+        self._fail(unique, error)
+        self._slots.release(slot)
 
     def serve(self) -> None:
         """Read and answer requests until the connection is gone or stopping begins; for one thread."""
-        lead = _Lead(self._leading, self._idle)
+        lead = Lead(self._leading, self._idle)
         try:
             self._serve(lead)
         finally:
             lead.give_up()
 
-    def _serve(self, lead: _Lead) -> None:
+    def _serve(self, lead: Lead) -> None:
         fd, slots, clock, idle = self._fd, self._slots, time.perf_counter_ns, self._idle
+        pulse = slots.pulse
         buffer = memoryview(bytearray(p.OUT_BYTES + p.MAX_READ))
         poller = select.poll()
         poller.register(fd, select.POLLIN)
@@ -145,6 +145,7 @@ class Session:
         burst = 0  # small reads since the last pause
         while not self._stopping:
             lead.take()
+            pulse[0] = clock()
             if slot < 0:
                 try:
                     slot = slots.take()
@@ -157,7 +158,7 @@ class Session:
                     burst = 0
                     if idle is not None and idle.awake:
                         idle.let_halt()
-                    poller.poll()
+                    poller.poll(_PULSE)
                 continue
             try:
                 os.readv(fd, [view])
@@ -196,10 +197,10 @@ class Session:
             time.sleep(0.005)
         self._silent = True
 
-    def inflight(self, pack_ids: Sequence[str]) -> int:
-        """How many reads on these packs are not answered."""
+    def inflight(self, pack_ids: Sequence[str]) -> list[int]:
+        """The kernel's numbers of the reads on these packs that are not answered."""
         wanted = set(pack_ids)
-        return sum(read.pack_id in wanted for read in list(self._reads.values()))
+        return [unique for unique, read in list(self._reads.items()) if read.pack_id in wanted]
 
     @property
     def inflight_total(self) -> int:
@@ -208,7 +209,7 @@ class Session:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def _handle(self, slot: int, view: memoryview, buffer: memoryview, lead: _Lead) -> bool:
+    def _handle(self, slot: int, view: memoryview, buffer: memoryview, lead: Lead) -> bool:
         """Deal with the request in `slot`; True when the slot is the caller's again."""
         length, opcode, unique, node, _, _, _, _, _ = p.IN_HEADER.unpack_from(view)
         self.requests += 1
@@ -288,7 +289,7 @@ class Session:
 
     # --- reads ------------------------------------------------------------------------------------
 
-    def _read(self, slot: int, unique: int, node: int, view: memoryview, buffer: memoryview, *, lead: _Lead) -> bool:
+    def _read(self, slot: int, unique: int, node: int, view: memoryview, buffer: memoryview, *, lead: Lead) -> bool:
         known = self._known.get(node)
         if known is None:
             self._fail(unique, errno.ESTALE)
@@ -299,6 +300,9 @@ class Session:
         self.reads += 1
         if length <= 0:
             self._reply(unique, b"")
+            return True
+        if self._poison and self._poison.covers(node, offset, length):
+            self._fail(unique, errno.EIO)
             return True
         read = _Read(unique, slot, pack_id)
         self._reads[unique] = read
@@ -330,7 +334,7 @@ class Session:
         self.read_bytes += length
         return True
 
-    def _read_cached(self, pack_id: str, offset: int, buffer: memoryview, lead: _Lead) -> bool:
+    def _read_cached(self, pack_id: str, offset: int, buffer: memoryview, lead: Lead) -> bool:
         if lead.held:
             try:
                 return self._reader.read_cached_into(pack_id, offset, buffer, wait=False)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import floe
 from floe.fuse import descriptors, protocol
 from floe.fuse.control import ControlServer
 from floe.fuse.idle import IdleProcessors
@@ -36,11 +37,14 @@ _SWITCH_INTERVAL = 0.001  # seconds; a request must not wait 5 ms for a thread t
 class Worker:
     """One worker's parts, and what it says of itself."""
 
-    def __init__(self, run_dir: Path, reader: Reader, fuse_fd: int, slots_fd: int, *, busy_poll: bool) -> None:
+    def __init__(
+        self, run_dir: Path, reader: Reader, fuse_fd: int, slots_fd: int, *, busy_poll: bool, patience: float
+    ) -> None:
         """Claim the slots; BusyError while another worker serves."""
         self._reader = reader
         self._started = time.monotonic()
         self._slots = Slots(slots_fd)
+        self._patience = patience
         self._known = KnownPacks(run_dir)
         device = descriptors.mounted_device(run_dir)
         self._connection = descriptors.connection_dir(device) if device else None
@@ -72,17 +76,21 @@ class Worker:
     def status(self) -> dict[str, Any]:
         """The keys of `floe status` for the pack filesystem.
 
-        pid, uptime (seconds), rss (bytes, peak), packs (met since the mount), inflight (reads), waiting
+        pid, version (of Floe, as text), uptime (seconds), rss (bytes, peak), packs (met since the mount), inflight (reads), waiting
         (requests, the kernel's count), max_background, congestion_threshold, requests, reads, read_bytes,
         errors, interrupts, workers (since the mount), takeovers (workers that found requests of their
         predecessor), left_requests (those, all together), replayers (workers whose answers to such requests the
-        kernel took), replayed (those requests), counters (the reader's).
+        kernel took), replayed (those requests), restarts (workers that ended without having been told to), silent_workers
+        (those that the keeper killed because they did not answer), poisonous_requests (answered with an error because they
+        ended workers), overdue_requests (because a worker had not answered them in time), counters (the reader's).
         """
         session = self.session
         workers, takeovers, left = self._slots.counters
         replayers, replayed = self._slots.replays
+        counts = self._slots.counts
         return {
             "pid": os.getpid(),
+            "version": floe.__version__,
             "uptime": time.monotonic() - self._started,
             "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
             "packs": len(self._known),
@@ -100,11 +108,17 @@ class Worker:
             "left_requests": left,
             "replayers": replayers,
             "replayed": replayed,
+            "restarts": counts["ended"],
+            "silent_workers": counts["silent"],
+            "poisonous_requests": counts["poisonous"],
+            "overdue_requests": counts["overdue"],
             "counters": dict(self._reader.counters()),
         }
 
-    def inflight(self, pack_ids: Sequence[str]) -> int:
-        """How many reads on these packs are not answered; those in the kernel's queue count, of whatever pack they are.
+    def inflight(self, pack_ids: Sequence[str]) -> tuple[int, list[int]]:
+        """How many reads on these packs are not answered, and the numbers of those that were taken from the kernel.
+
+        Those in the kernel's queue count, of whatever pack they are.
 
         The kernel counts the queue together with all else, and hands requests out in order. So what was queued at first
         has been taken as soon as more requests were: then, or when nothing is queued, the answer is exact.
@@ -115,10 +129,12 @@ class Worker:
         deadline = time.monotonic() + _QUEUE_WAIT
         while queued > 0 and session.requests - taken <= first:
             if time.monotonic() >= deadline:
-                return session.inflight(pack_ids) + queued
+                taken_reads = session.inflight(pack_ids)
+                return len(taken_reads) + queued, taken_reads
             time.sleep(0.001)
             queued = self._queued()
-        return session.inflight(pack_ids)
+        reads = session.inflight(pack_ids)
+        return len(reads), reads
 
     def _queued(self) -> int:
         """Requests that no thread has taken yet, or perhaps some more: those being taken or answered right now."""
@@ -127,6 +143,7 @@ class Worker:
 
     def start(self, threads: int) -> None:
         """Answer what the predecessor left, then serve with `threads` daemon threads; returns once INIT is answered."""
+        self._slots.begin(self._patience)
         left = self.session.answer_left()
         if left:
             _log.info("took over %d requests that the last worker left", left)
@@ -142,11 +159,18 @@ def run_worker(
     *,
     threads: int = 4,
     busy_poll: bool = True,
+    patience: float = 0.0,
     mounted: Callable[[str, Sequence[str]], object] = lambda _tree, _packs: None,
+    expected: Callable[[str, int], object] = lambda _tree, _nbytes: None,
+    unexpected: Callable[[str], object] = lambda _tree: None,
+    more_status: Callable[[], dict[str, Any]] = dict,
 ) -> int:
     """Serve the mount whose descriptors the keeper passed, until SIGTERM (0) or its end (EXIT_GONE).
 
-    `busy_poll`: see session.py. `mounted` is told trees and their packs as they are mounted. The caller closes `reader` afterwards; reads that this ends are not answered but left to the next worker.
+    `busy_poll`: see session.py. `patience`: seconds within which `reader` answers, for the watchdog; 0: it does not say.
+    `mounted` is told trees and their packs as they are mounted, `expected` trees that are going to be, and how many
+    bytes of them to fetch, `unexpected` those that are not after all. `more_status` adds to `Worker.status`.
+    The caller closes `reader` afterwards; reads that this ends are not answered but left to the next worker.
     Called in the main thread. Errors in starting are logged and give an exit code too.
     """
     try:
@@ -166,7 +190,7 @@ def run_worker(
         process.refuse_own_mount(run_dir)
         for problem in process.harden():
             _log.debug("%s", problem)
-        worker = Worker(run_dir, reader, fuse_fd, slots_fd, busy_poll=busy_poll)
+        worker = Worker(run_dir, reader, fuse_fd, slots_fd, busy_poll=busy_poll, patience=patience)
     except BusyError as error:
         _log.error("%s", error)
         return descriptors.EXIT_BUSY
@@ -186,7 +210,18 @@ def run_worker(
     gc.collect()
     gc.freeze()
     worker.start(threads)
-    control = ControlServer(run_dir, status=worker.status, inflight=worker.inflight, mounted=mounted)
+
+    def status() -> dict[str, Any]:
+        return {**worker.status(), **more_status()}
+
+    control = ControlServer(
+        run_dir,
+        status=status,
+        inflight=worker.inflight,
+        mounted=mounted,
+        expected=expected,
+        unexpected=unexpected,
+    )
     if ready_fd >= 0:
         _tell(ready_fd)
     why = os.read(wake, 1)

@@ -120,6 +120,11 @@ class WorkerProcess:
             return True
         return False
 
+    def kill(self) -> None:
+        """End it by force; its pidfd tells when it is gone."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.fd, signal.SIGKILL)
+
     def stop(self) -> None:
         """End it in good order, or by force when it takes too long; forget it."""
         if self.fd < 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,13 +19,15 @@ from typing import Any
 from floe.mount.mounter import TreeMounter
 from floe.mount.mountinfo import mount_at, read_mounts
 from floe.mount.quiet import packfs_device, superblock_alive
-from floe.mount.state import PACKFS
+from floe.mount.state import PACKFS, known_fields
 from floe.mount.trees import Tree
 from floe.store.errors import BadInputError, BusyError, FloeError, NotFoundError, UnavailableError
 from floe.store.ids import hexdigest
 
 _log = logging.getLogger(__name__)
 _WAIT = 60.0  # seconds for another mount or unmount of a model; it may start or stop the pack filesystem
+_RETURN = 15.0  # seconds for a pack filesystem that answers nobody to be served again
+_POLL = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ def mount_model(
 ) -> ModelMount:
     """Show `tree` at `mountpoint`, an empty directory or a new one whose parent exists; `model` is for people.
 
-    `start_packfs` is called when the tree is not whole in the node cache and no pack filesystem runs; it returns when
-    that serves. BusyError: something is mounted there. BadInputError: no empty directory. Any error of
+    `start_packfs` is called when the tree is not whole in the node cache and no pack filesystem runs, nor comes back within
+    some seconds; it returns when that serves. BusyError: something is mounted there. BadInputError: no empty directory. Any error of
     `TreeMounter.mount`; nothing stays mounted or running then.
     """
     place = os.path.realpath(mountpoint)
@@ -98,8 +101,8 @@ def mount_model(
 def umount_model(mountpoint: Path, mounter: TreeMounter, *, stop_packfs: Callable[[], None]) -> bool:
     """Undo `mount_model`; True when that stopped the pack filesystem.
 
-    NotFoundError when no model is mounted there. BusyError, at once, while files of it are open (the hint says by whom)
-    or reads are in flight; it stays mounted then.
+    NotFoundError when no model is mounted there. BusyError while files of it are open (the hint says by whom), at once, or
+    when reads in flight are not answered within the mounter's patience; it stays mounted then.
     """
     place = os.path.realpath(mountpoint)
     with mounter.state.lock("models", _WAIT):
@@ -152,11 +155,24 @@ def check_place(place: str) -> bool:
 
 
 def _packfs_runs(mounter: TreeMounter) -> bool:
-    try:
-        mounter.packfs.ping()
-    except UnavailableError:
-        return False
-    return bool(packfs_device(mounter.run_dir))
+    """Whether the pack filesystem serves, or does so soon.
+
+    While its worker or both its processes are being replaced it is mounted, not dead, and answers nobody. Somebody holds it
+    then, systemd perhaps: one started here could not have it, and would take the mount away from under its readers.
+    """
+    until = time.monotonic() + _RETURN
+    asked = False
+    while packfs_device(mounter.run_dir):
+        with contextlib.suppress(UnavailableError):
+            mounter.packfs.ping()
+            return True
+        if not asked and mounter.packfs_is_dead():  # waits for its return, too
+            return False
+        asked = True
+        if time.monotonic() > until:  # a keeper that was stopped: the next one takes over from it
+            return False
+        time.sleep(_POLL)
+    return False
 
 
 def _sweep_when_idle(mounter: TreeMounter) -> None:
@@ -194,4 +210,4 @@ def _file(mounter: TreeMounter, record_id: str) -> Path:
 
 def _read(mounter: TreeMounter, path: Path) -> ModelMount | None:
     found: dict[str, Any] | None = mounter.state.read(path)
-    return None if found is None else ModelMount(**found)
+    return None if found is None else ModelMount(**known_fields(ModelMount, found))

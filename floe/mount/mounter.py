@@ -55,7 +55,8 @@ class TreeMounter:
 
     `deadline` in seconds bounds each mount operation. `loop` says whether loop devices are put below EROFS: "auto"
     when this kernel or the cache's disk needs it, "always", "never". `kind` says what mounts: "erofs", "portable" (a
-    process with pyfuse3 for each tree), or "auto": EROFS if the kernel has it. `packfs` and `command` are for tests.
+    process with pyfuse3 for each tree), or "auto": EROFS if the kernel has it. `patience`: seconds that an unmount waits for
+    reads in flight. `packfs` and `command` are for tests.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TreeMounter:
         deadline: float = 10,
         loop: str = "auto",
         kind: str = "auto",
+        patience: float = 0.2,
         packfs: Packfs | None = None,
         command: Sequence[str] = HELPER_COMMAND,
     ) -> None:
@@ -76,7 +78,8 @@ class TreeMounter:
         self.packfs: Packfs = packfs or PackfsClient(self.run_dir)
         self.runner = MountRunner(deadline, self.state.stuck, command)
         portable = MountRunner(deadline, self.state.stuck, PORTABLE_COMMAND)
-        self.placement = Placement(loop, self.runner, self.state, cache.root, kind=kind, portable=portable)
+        self.placement = Placement(loop, self.runner, self.state, cache.roots, kind=kind, portable=portable)
+        self._patience = patience
         self._wait = 3 * deadline  # seconds for a lock: another process may need some operations
         self.home = TreesHome(self.runner, self.state, self._wait)
 
@@ -147,7 +150,7 @@ class TreeMounter:
             # The last one takes the superblock with it, and waits for reads in flight on it.
             for record in [*self.state.records(), *(record for _, record in self.state.lingering())]:
                 if is_mount_of(record, there):
-                    ensure_quiet(record, self.run_dir, self.packfs, self.runner)
+                    ensure_quiet(record, self.run_dir, self.packfs, self.runner, patience=self._patience)
         self.umount(there)
 
     def ensure_removable(self, digest: str, owner: str, target: str) -> None:
@@ -160,7 +163,7 @@ class TreeMounter:
             and not self.uses(digest) - {owner}
             and not set(shown) - {target, str(self.target(digest))}
         ):
-            ensure_quiet(record, self.run_dir, self.packfs, self.runner)
+            ensure_quiet(record, self.run_dir, self.packfs, self.runner, patience=self._patience)
 
     def check(self, digest: str) -> MountState:
         """Whether a tree can be read. DeadlineError when what lies below is silent: then its reads wait, too."""
@@ -177,6 +180,14 @@ class TreeMounter:
             places.append(str(self.run_dir / "packs"))
         errnos = self.runner.run("ask", paths=places)["errnos"]
         return MountState.DEAD if _DEAD.intersection(errnos) else MountState.HEALTHY
+
+    def packfs_is_dead(self) -> bool:
+        """Whether the pack filesystem that is mounted has lost its connection. One that is held, and not served, has not."""
+        try:
+            errnos = self.runner.run("ask", paths=[str(self.run_dir / "packs")])["errnos"]
+        except DeadlineError:
+            return False
+        return bool(_DEAD.intersection(errnos))
 
     def uses(self, digest: str) -> set[str]:
         """The owners of a tree."""
@@ -218,7 +229,7 @@ class TreeMounter:
             if binds:
                 raise BusyError(f"tree {digest} is still shown at {', '.join(binds[:5])}", hint="unmount that first")
             record = self._known(digest, record, mount)
-            ensure_quiet(record, self.run_dir, self.packfs, self.runner)
+            ensure_quiet(record, self.run_dir, self.packfs, self.runner, patience=self._patience)
             self.umount(mount)
         self.forget(digest, record)
 

@@ -6,7 +6,6 @@ is complete after that, and unpinned only when no superblock uses it any more.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Iterable
@@ -16,7 +15,6 @@ from floe.mount.mountinfo import MountEntry, mount_at
 from floe.mount.quiet import superblock_alive
 from floe.mount.state import RunState
 from floe.mount.trees import Pack, PackCache, Tree
-from floe.store.errors import BadInputError
 from floe.store.ids import hexdigest
 
 _log = logging.getLogger(__name__)
@@ -46,7 +44,7 @@ class Pins:
         try:
             for pack in tree.packs:
                 self._cache.pin(pack.id, owner)
-            whole = all(self._cache.is_complete(pack.id) and _full(pack) for pack in tree.packs)
+            whole = all(self._cache.is_complete(pack.id) and self._is_there(pack) for pack in tree.packs)
         finally:
             if not whole:
                 self._unpin(tree.digest, (pack.id for pack in tree.packs if pack.id not in before))
@@ -70,13 +68,16 @@ class Pins:
     def trees(self) -> dict[str, list[str]]:
         """All trees that pin packs -> those packs."""
         found: dict[str, list[str]] = {}
-        for folder in self._cache.packs.iterdir():
-            with contextlib.suppress(BadInputError):  # not a pack's folder
-                for owner in self._cache.pins(folder.name):
-                    if owner.startswith("tree-") and owner.endswith(self._suffix):
-                        digest = owner[len("tree-") : -len(self._suffix)]
-                        found.setdefault(digest, []).append(folder.name)
+        for pack_id in self._cache.pack_ids():
+            for owner in self._cache.pins(pack_id):
+                if owner.startswith("tree-") and owner.endswith(self._suffix):
+                    digest = owner[len("tree-") : -len(self._suffix)]
+                    found.setdefault(digest, []).append(pack_id)
         return found
+
+    def _is_there(self, pack: Pack) -> bool:
+        """Whether the file that was looked up for the tree is the complete one: there may be a second, in another directory."""
+        return self._cache.data_path(pack.id) == pack.data and _full(pack)
 
     def _unpin(self, digest: str, pack_ids: Iterable[str]) -> None:
         for pack_id in pack_ids:

@@ -9,19 +9,20 @@ import errno
 import json
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from floe.mount.probe import Probed, probe
 from floe.mount.runner import MountRunner, OperationError
 from floe.mount.state import RunState
-from floe.store.errors import UnsupportedError
+from floe.store.errors import DiskError, UnsupportedError
 
 _log = logging.getLogger(__name__)
 
 
 class Placement:
-    """Mounts EROFS images, on what fits. `folder` is where images and packs lie. Thread-safe.
+    """Mounts EROFS images, on what fits. `folders` are where images and packs lie. Thread-safe.
 
     `mode` and `kind`: see TreeMounter's `loop` and `kind`. The kind "auto" takes the portable mount, which `portable`
     runs, where the kernel has no EROFS.
@@ -32,7 +33,7 @@ class Placement:
         mode: str,
         runner: MountRunner,
         state: RunState,
-        folder: Path,
+        folders: Sequence[Path],
         *,
         kind: str = "auto",
         portable: MountRunner,
@@ -43,15 +44,18 @@ class Placement:
         self._portable = portable
         self._warned = False
         self._state = state
-        self._folder = folder
+        self._folders = tuple(folders)
         self._lock = threading.Lock()
         self._probed: Probed | None = None
 
     def probe(self) -> Probed:
-        """Whether files may be mounted; asked of the kernel once a boot, then remembered in the run directory."""
+        """Whether files may be mounted, of all folders; asked of the kernel once a boot, then remembered in the run directory."""
         with self._lock:
             if self._probed is None:
-                self._probed = self._recall() or self._ask()
+                found = [self._recall(folder) or self._ask(folder) for folder in self._folders if folder.is_dir()]
+                if not found:
+                    raise DiskError(f"{self._folders[0]} is not there", hint="check the cache's disk and its mount")
+                self._probed = next((probed for probed in found if not probed.files), found[0])
             return self._probed
 
     def mount(self, **request: Any) -> dict[str, Any]:
@@ -93,19 +97,19 @@ class Placement:
             )
         return self._runner.run("mount", loop=True, **request)
 
-    def _ask(self) -> Probed:
-        found = probe(self._runner, self._folder)
+    def _ask(self, folder: Path) -> Probed:
+        found = probe(self._runner, folder)
         if not found.files:
             _log.warning("loop devices are put below EROFS: %s", found.why)
-        self._state.write(self._file(), {"boot": self._state.boot, "files": found.files, "why": found.why})
+        self._state.write(self._file(folder), {"boot": self._state.boot, "files": found.files, "why": found.why})
         return found
 
-    def _recall(self) -> Probed | None:
+    def _recall(self, folder: Path) -> Probed | None:
         try:
-            found = json.loads(self._file().read_bytes())
+            found = json.loads(self._file(folder).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
         return Probed(found["files"], found["why"]) if found["boot"] == self._state.boot else None
 
-    def _file(self) -> Path:
-        return self._state.probes / f"{self._folder.stat().st_dev}.json"
+    def _file(self, folder: Path) -> Path:
+        return self._state.probes / f"{folder.stat().st_dev}.json"

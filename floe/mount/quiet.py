@@ -20,6 +20,7 @@ from floe.store.mounttable import TREE_TYPES
 from floe.store.process import is_alive
 
 _DETACH = 1.0  # seconds that loop devices get to be detached
+_AGAIN = 0.02  # seconds between two questions
 _END = 5.0  # seconds that the server of a portable mount gets to end
 _BDI = Path("/sys/class/bdi")
 
@@ -31,8 +32,8 @@ class Packfs(Protocol):
         """The worker's process id."""
         ...
 
-    def inflight(self, pack_ids: Iterable[str]) -> int:
-        """Reads on these packs not yet answered, and all that no worker has taken from the kernel."""
+    def unanswered(self, pack_ids: Iterable[str]) -> tuple[int, frozenset[int]]:
+        """How many reads on these packs are not answered, with all that no worker has taken; the numbers of those taken."""
         ...
 
 
@@ -42,19 +43,25 @@ def packfs_device(run_dir: Path) -> str:
     return mount.device if mount and mount.fstype.startswith("fuse") else ""
 
 
-def ensure_quiet(record: MountRecord, run_dir: Path, packfs: Packfs, runner: MountRunner) -> None:
-    """BusyError unless no read is in flight on the tree's packs, or their connection is dead. DeadlineError."""
+def ensure_quiet(
+    record: MountRecord, run_dir: Path, packfs: Packfs, runner: MountRunner, *, patience: float = 0.0
+) -> None:
+    """BusyError unless no read of the tree is in flight, or its connection is dead. DeadlineError.
+
+    Reads are known by their packs, which other trees may share and have read all the time. So it is enough that all that were in
+    flight at one moment are answered, within `patience` seconds: whoever reads this tree later keeps it busy by an open file.
+    """
     if record.mode != PACKFS:
         return  # a local disk answers by itself
     what = f"tree {record.digest}"
     if record.packfs_device == packfs_device(run_dir):
         try:
-            reads = packfs.inflight(record.packs)
+            left = _unanswered(record, packfs, patience)
         except UnavailableError:
             pass  # no worker now: ask the kernel
         else:
-            if reads:
-                raise BusyError(f"{what} has {reads} reads in flight", hint="try again when they are answered")
+            if left:
+                raise BusyError(f"{what} has {left} reads in flight", hint="try again when they are answered")
             return
     try:
         minor = int(record.packfs_device.partition(":")[2])
@@ -66,6 +73,22 @@ def ensure_quiet(record: MountRecord, run_dir: Path, packfs: Packfs, runner: Mou
             f"{what} may have reads in flight, and its pack filesystem does not answer",
             hint="start it again with `floe packfs`, or end it with --force, then try again",
         )
+
+
+def _unanswered(record: MountRecord, packfs: Packfs, patience: float) -> int:
+    """How many of the reads that are in flight now are not answered in time."""
+    until = time.monotonic() + patience
+    count, reads = packfs.unanswered(record.packs)
+    known = count == len(reads)  # else some of them have no number yet
+    while count and time.monotonic() < until:
+        time.sleep(_AGAIN)
+        now, then = packfs.unanswered(record.packs)
+        if known:
+            reads &= then
+            count = len(reads)
+        else:
+            count, reads, known = now, then, now == len(then)
+    return count
 
 
 def is_mount_of(record: MountRecord, mount: MountEntry) -> bool:

@@ -10,6 +10,8 @@
     locks/<name>.lock         flock, one for each tree; held while its mount or owners change, by any process
 
 Every file is written under a temporary name, synced and renamed. Owners and records of another boot count for nothing.
+A record without `version` is of version 1. What a newer Floe adds to one is ignored; what this one could not read without
+harm has a higher version, and is refused.
 """
 
 from __future__ import annotations
@@ -21,16 +23,17 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from floe.store.cache.durable import current_boot_id, sync_folder, write_durably
 from floe.store.cache.node_cache import disk_errors
-from floe.store.errors import BusyError
+from floe.store.errors import BusyError, UnsupportedError
 
 NATIVE, PACKFS, METADATA = "native", "packfs", "metadata"  # where a tree's file data come from; METADATA: it has none
+VERSION = 1  # of records
 _POLL = 0.01  # seconds between attempts at a lock another process holds
 
 
@@ -54,7 +57,13 @@ class MountRecord:
         """The inverse of asdict() and JSON."""
         data["packs"] = tuple(data["packs"])
         data["loops"] = tuple((device, file) for device, file in data["loops"])
-        return cls(**data)
+        return cls(**known_fields(cls, data))
+
+
+def known_fields(record: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Of a record's content, what this version of the dataclass `record` knows."""
+    names = {field.name for field in fields(record)}
+    return {name: value for name, value in data.items() if name in names}
 
 
 class RunState:
@@ -185,12 +194,20 @@ class RunState:
             write_durably(path, json.dumps(content, sort_keys=True).encode(), self._spare)
 
     def read(self, path: Path) -> dict[str, Any] | None:
-        """None when the file is not there or not ours, or was written before this boot."""
+        """None when the file is not there or not ours, or was written before this boot; UnsupportedError: of a newer Floe."""
         try:
             found = json.loads(path.read_bytes())
         except (FileNotFoundError, ValueError):
             return None
-        return found if isinstance(found, dict) and found.get("boot") == self.boot else None
+        if not isinstance(found, dict) or found.get("boot") != self.boot:
+            return None
+        version = found.get("version", VERSION)
+        if version != VERSION:
+            raise UnsupportedError(
+                f"{path} has version {version}; this Floe knows version {VERSION}",
+                hint="run the newer Floe that wrote it, or restart the machine: its mounts end with that",
+            )
+        return found
 
 
 def _file_name(owner: str) -> str:

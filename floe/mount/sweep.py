@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from floe.mount.loop import attached_loops, detach_loop
 from floe.mount.mountinfo import mount_at, read_mounts
 from floe.mount.quiet import is_mount_of, superblock_alive
+from floe.store.cache.durable import SPARE, remove_dead
 from floe.store.errors import FloeError
 from floe.store.ids import is_hexdigest
 
@@ -30,6 +31,15 @@ def sweep(mounter: TreeMounter) -> list[str]:
         except (FloeError, OSError) as error:
             said.append(f"tree {digest} stays: {error}")
     _sweep_loops(mounter, said)
+    for root in mounter.cache.roots:
+        spare = root / SPARE
+        try:
+            removed = remove_dead(spare)
+        except OSError as error:
+            said.append(f"temporary files in {spare} stay: {error}")
+        else:
+            if removed:
+                said.append(f"{removed} temporary files in {spare} that killed processes left: removed")
     return said
 
 
@@ -80,7 +90,7 @@ def _sweep_loops(mounter: TreeMounter, said: list[str]) -> None:
     used = {device for record in state.records() for device, _ in record.loops}
     used |= {device for _, record in state.lingering() for device, _ in record.loops}
     # Not the real path of the pack filesystem: asking for it may hang when nobody serves it.
-    ours = (os.path.realpath(mounter.cache.root) + "/", f"{mounter.run_dir}/packs/")
+    ours = (*(os.path.realpath(root) + "/" for root in mounter.cache.roots), f"{mounter.run_dir}/packs/")
     for device, file in attached_loops().items():
         if device not in used and file.startswith(ours):
             # One that a mount in the making has open goes with its last user, as it would have anyway.

@@ -51,16 +51,19 @@ class Tree(Protocol):
 
 
 class PackCache(Protocol):
-    """floe.store.cache.NodeCache. Between pin and unpin what `is_complete` says does not turn from yes to no."""
+    """floe.store.cache.Cache. Between pin and unpin what `is_complete` says does not turn from yes to no."""
 
     @property
-    def root(self) -> Path:
-        """The cache's folder."""
+    def roots(self) -> Sequence[Path]:
+        """The cache's folders."""
         ...
 
-    @property
-    def packs(self) -> Path:
-        """The folder with one folder for each pack."""
+    def pack_ids(self) -> Sequence[str]:
+        """All packs of which anything is here."""
+        ...
+
+    def data_path(self, pack_id: str) -> Path:
+        """The file of the pack's content."""
         ...
 
     def is_complete(self, pack_id: str) -> bool:

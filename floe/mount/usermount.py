@@ -21,7 +21,7 @@ from floe.mount.modelmount import ModelMount, check_place
 from floe.mount.mountinfo import MountEntry, mount_at, read_mounts
 from floe.mount.refusals import refusal
 from floe.mount.runner import PORTABLE_COMMAND, MountRunner, OperationError
-from floe.mount.state import RunState
+from floe.mount.state import RunState, known_fields
 from floe.mount.trees import Tree
 from floe.store.errors import (
     AccessDeniedError,
@@ -91,7 +91,7 @@ def umount_for_user(mountpoint: Path, state: RunState) -> None:
         found = state.read(file)
         if found is None:
             raise NotFoundError(f"no model is mounted at {mountpoint}", hint="`floe status` lists what is mounted")
-        record = ModelMount(**found)
+        record = ModelMount(**known_fields(ModelMount, found))
         mount = _mount_of_ours(place)
         if mount is not None:
             _fusermount(mount)

@@ -3,8 +3,9 @@
     source          the tree's EROFS image
     target          the mountpoint
     devices         files of the packs, in the order of the image's device table; or, without them,
-    store           {"url", "cache_dir", "cache_size", "cache_min_free", "readahead", "deadline", "budget"}: read them
-                    from this store through this node cache (sizes in bytes, times in seconds)
+    store           {"url", "cache_dir", "cache_size", "cache_min_free", "readahead", "deadline", "budget", "more_caches",
+                    "cache_bypass"}: read them from this store through this node cache (sizes in bytes, times in seconds;
+                    of each further directory of the cache [path, size, min_free])
     log             a file that messages are appended to
     read_ahead_kb   what the kernel reads ahead, where it lets us say so
 

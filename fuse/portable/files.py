@@ -24,7 +24,14 @@ class FileReader:
     """A Reader (see floe.fuse.reader) of `files`, pack id -> (file, bytes). OSError when one cannot be opened."""
 
     def __init__(self, files: Mapping[str, tuple[Path, int]]) -> None:
-        self._files = {pack: (os.open(path, os.O_RDONLY | os.O_CLOEXEC), size) for pack, (path, size) in files.items()}
+        self._files: dict[str, tuple[int, int]] = {}
+        try:
+            for pack, (path, size) in files.items():
+                self._files[pack] = os.open(path, os.O_RDONLY | os.O_CLOEXEC), size
+        except OSError:
+            for fd, _ in self._files.values():  # an open pack keeps the pack filesystem from ending
+                os.close(fd)
+            raise
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="floe-read")
         self._requests = self._bytes = 0
 

@@ -18,7 +18,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, InodeT, ReaddirToken, RequestContext, XAttrNameT
 
-from floe.fuse.reader import Reader
+from floe.fuse.reader import Reader, fill
 from floe.store.erofs_inodes import Extent, Inode, Inodes
 from floe.store.errors import FloeError
 from floe.store.ids import Buffer
@@ -183,7 +183,7 @@ class TreeOperations(pyfuse3.Operations):
         assert extent.pack is not None
         pieces = self._reader.on_hand(extent.pack, extent.offset, len(part))
         if pieces is not None:
-            _fill(part, pieces)
+            fill(part, pieces)
             return True
         try:
             return self._reader.read_cached_into(extent.pack, extent.offset, part, wait=False)
@@ -208,7 +208,7 @@ class TreeOperations(pyfuse3.Operations):
                 if isinstance(result, FloeError):
                     errors.append(result)
                 else:
-                    _fill(part, result)
+                    fill(part, result)
             except Exception as error:  # a piece of another length than asked for
                 errors.append(FloeError(f"a read gave what was not asked for: {error}"))
             finally:
@@ -221,13 +221,3 @@ class TreeOperations(pyfuse3.Operations):
         await arrived.wait()
         if errors:
             raise errors[0]
-
-
-def _fill(part: memoryview, pieces: Sequence[Buffer]) -> None:
-    at = 0
-    for piece in pieces:
-        view = memoryview(piece).cast("B")
-        part[at : at + len(view)] = view
-        at += len(view)
-    if at != len(part):
-        raise ValueError(f"{at} bytes instead of {len(part)}")

@@ -24,11 +24,12 @@ from typing import Any
 
 from floe.fuse.pack_reader import PackReader
 from floe.fuse.reader import Done, Ticket
-from floe.store.cache import CacheWriter, NodeCache
+from floe.store.cache import Cache, CacheGroup, NodeCache, Writer, open_writer
 from floe.store.errors import BusyError, CancelledError, FloeError, UnavailableError
 from floe.store.ids import Buffer
 from floe.store.objects import open_store
 from floe.store.objects.base import ObjectStore
+from floe.store.policy import NEVER
 
 _log = logging.getLogger(__name__)
 SOCKET = "portable.sock"
@@ -45,11 +46,19 @@ class Source:
 
     url: str
     cache_dir: str
-    cache_size: int
+    cache_size: int | None
     cache_min_free: int
     readahead: int
     deadline: float
     budget: int
+    more_caches: Sequence[tuple[str, int | None, int]] = ()
+    cache_bypass: str = NEVER
+
+    def cache(self) -> Cache:
+        """The node cache, of one directory or several."""
+        first = (self.cache_dir, self.cache_size, self.cache_min_free)
+        found = [NodeCache(Path(root), size=size, min_free=free) for root, size, free in (first, *self.more_caches)]
+        return CacheGroup(found) if len(found) > 1 else found[0]
 
 
 class SharedReader:
@@ -61,7 +70,7 @@ class SharedReader:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._store = open_store(source.url)
-        self._cache = NodeCache(Path(source.cache_dir), size=source.cache_size, min_free=source.cache_min_free)
+        self._cache = source.cache()
         self._lock = threading.Lock()  # guards the three below
         self._closed = False
         self._waiting: list[_Pending] | None = None  # reads asked for while nobody answers; None while somebody does
@@ -75,7 +84,7 @@ class SharedReader:
         until = time.monotonic() + wait
         while not self._closed:
             try:
-                return _Owner(self._store, CacheWriter(self._cache), self._source)
+                return _Owner(self._store, open_writer(self._cache, bypass=self._source.cache_bypass), self._source)
             except BusyError as busy:
                 with contextlib.suppress(OSError):
                     return _Guest(self._cache.root, self._source.url, self._left)
@@ -150,7 +159,7 @@ class _Ticket:
 class _Owner:
     """The cache's writer, and the server of its guests."""
 
-    def __init__(self, store: ObjectStore, writer: CacheWriter, source: Source) -> None:
+    def __init__(self, store: ObjectStore, writer: Writer, source: Source) -> None:
         self._url = source.url
         self._writer = writer
         self._packs = PackReader(
