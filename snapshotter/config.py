@@ -18,9 +18,12 @@ class SnapshotterConfig:
     """Settings of `floe snapshotter`.
 
     `address` is the unix socket containerd dials; `root` holds the database and the snapshots' directories, `run_dir`
-    the tree mounts and sockets, `cache_dir` the node cache. `store_url` and `index_url` (None: no index) name the
-    store. `prepare_timeout` is in seconds, shared by the look-ups of one pull. `on_store_error` is "unpack" (a layer
+    the tree mounts and sockets, `cache_dir` and `cache_dirs` the node cache. `store_url` and `index_url` (None: no index) name the
+    store; `trusted_keys` say whose signatures of what is in it count (keyfiles.load_trust), none: nothing need be signed.
+    `prepare_timeout` is in seconds, shared by the look-ups of one pull. `on_store_error` is "unpack" (a layer
     that cannot be had lazily in time is unpacked the ordinary way) or "error" (the pull fails as unavailable).
+    `prefetch_at_prepare`: bytes of a model's content to fetch from its image's first Prepare on where no profile knows
+    better; 0: nothing of models is fetched before they are read.
     `mounter` and `loop`: see floe.mount.mounter.TreeMounter.
     `metrics_address` is a unix socket or loopback HOST:PORT, None for no metrics.
     """
@@ -31,8 +34,11 @@ class SnapshotterConfig:
     cache_dir: Path
     store_url: str
     index_url: str | None = None
+    trusted_keys: tuple[str, ...] = ()
+    cache_dirs: tuple[Path, ...] = ()
     prepare_timeout: float = 2.0
     on_store_error: str = UNPACK
+    prefetch_at_prepare: int = 4 << 30
     mounter: str = "auto"
     loop: str = "auto"
     log_level: str = "info"

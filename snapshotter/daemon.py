@@ -17,7 +17,7 @@ from floe.snapshotter.snapshotter import Snapshotter
 from floe.snapshotter.statussocket import StatusSocket
 from floe.snapshotter.storelayers import open_layers
 from floe.store.exposition import COUNTER, GAUGE, Metric, MetricsServer
-from floe.store.process import harden, own_directory, refuse_own_mount, sd_notify
+from floe.store.process import Heartbeat, harden, own_directory, refuse_own_mount, sd_notify
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,10 @@ def run(config: SnapshotterConfig, layers: LazyLayers, stop: threading.Event) ->
         stack.callback(StatusSocket(config.run_dir, snapshotter.metrics).close)
         log.info("serving snapshots at %s, root %s", config.address, config.root)
         sd_notify("READY=1")
-        stop.wait()
+        heartbeat = Heartbeat()
+        while not stop.wait(heartbeat.pause):
+            snapshotter.metrics()  # by which the database is asked: who hangs there beats no more
+            heartbeat.beat()
         sd_notify("STOPPING=1")
         log.info("stopping; mounts stay as they are")
 

@@ -17,10 +17,29 @@ class Usage:
 
 
 class LazyLayers(Protocol):
-    """Thread-safe. `tree` is a tree digest, `owner` a durable text that names one use of it."""
+    """Thread-safe. `tree` is a tree digest, `owner` a durable text that names one use of it.
+
+    `trusted` are the ids of the keys whose signatures count; none: nothing need be signed.
+    """
+
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """See above."""
+        ...
 
     def resolve(self, chain_id: str) -> str | None:
-        """The tree of a chain id, None when the layer is not in the store. Asks the network; any FloeError."""
+        """The tree of a chain id, None when the layer is not in the store. Asks the network; any FloeError.
+
+        UntrustedError when it need be signed and is not.
+        """
+        ...
+
+    def vouch(self, tree: str) -> None:
+        """UntrustedError when the tree, which an image names, need be signed and is not. Then it asks the network."""
+        ...
+
+    def vouched(self, tree: str) -> bool:
+        """Whether `vouch` has nothing to ask: nothing need be signed, or this process has seen that the tree is."""
         ...
 
     def fetch(self, tree: str, deadline: float) -> None:
@@ -29,6 +48,17 @@ class LazyLayers(Protocol):
 
     def fetch_local(self, tree: str) -> bool:
         """Whether the tree and its pack indexes are in the node cache; never asks the network."""
+        ...
+
+    def expect(self, tree: str, nbytes: int) -> None:
+        """Have content of a tree that is in the node cache fetched, for it will be mounted soon; see packfs_control.expect.
+
+        Returns at once; nothing is raised.
+        """
+        ...
+
+    def unexpect(self, tree: str) -> None:
+        """Take `expect` back."""
         ...
 
     def mount(self, tree: str, owner: str) -> None:

@@ -339,4 +339,5 @@ class Metastore:
                 raise NoSpaceError(text, hint="free space on that disk") from error
             if "malformed" in str(error) or "not a database" in str(error):
                 raise DamagedError(text, hint="move the root directory away and pull the images again") from error
-            raise UnavailableError(text) from error
+            hint = "see why that disk is read-only (dmesg)" if "readonly" in str(error) else ""
+            raise UnavailableError(text, hint=hint) from error

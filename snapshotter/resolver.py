@@ -23,14 +23,15 @@ from floe.store.errors import (
     TransitDamageError,
     UnavailableError,
     UnsupportedError,
+    UntrustedError,
 )
 
 log = logging.getLogger(__name__)
 
 # Why a layer is unpacked the ordinary way: the values of the fallback counter.
 NOT_INDEXED, STORE_UNAVAILABLE, TIMEOUT = "not_indexed", "store_unavailable", "timeout"
-BREAKER_OPEN, DAMAGED, PACKFS, CACHE = "breaker_open", "damaged", "packfs", "cache"
-REASONS = (NOT_INDEXED, STORE_UNAVAILABLE, TIMEOUT, BREAKER_OPEN, DAMAGED, PACKFS, CACHE)
+BREAKER_OPEN, DAMAGED, UNTRUSTED, PACKFS, CACHE = "breaker_open", "damaged", "untrusted", "packfs", "cache"
+REASONS = (NOT_INDEXED, STORE_UNAVAILABLE, TIMEOUT, BREAKER_OPEN, DAMAGED, UNTRUSTED, PACKFS, CACHE)
 
 # After a failure the store is left alone this long, in seconds: long enough that the pulls of a busy node do not each
 # wait in vain, short enough that a store that came back is used again by the next pull.
@@ -88,9 +89,36 @@ class Resolver:
         outcome = self._outcome(future, remaining, remaining)
         return outcome, self.budgets.after(remaining, self._clock() - started)
 
-    def fetch(self, tree: str) -> Missed | None:
-        """Have `tree` in the node cache: None when it is there. Needed trees are not held back by the breaker."""
-        return self.fetch_all([tree], self.budgets.total).get(tree)
+    def ready(self, tree: str) -> bool:
+        """Whether the model's `tree`, named by an image, can be mounted at once; no network."""
+        return self._layers.vouched(tree) and self.have(tree)
+
+    def fetch_model(self, tree: str) -> Missed | None:
+        """Have a model's tree, named by an image, in the node cache, if it may be mounted: None when that is done.
+
+        Needed trees are not held back by the breaker.
+        """
+        until = self._clock() + self.budgets.total
+        return None if self.ready(tree) else self._ask(lambda: self._vouch_and_fetch(tree, until))
+
+    def vouch(self, tree: str) -> Missed | None:
+        """Whether a model's tree, named by an image, may be mounted: None when it may."""
+        return None if self._layers.vouched(tree) else self._ask(lambda: self._vouch(tree))
+
+    def _ask(self, work: Callable[[], Found]) -> Missed | None:
+        total = self.budgets.total
+        outcome = self._outcome(self._look_ups.start(work), total, total)
+        return outcome if isinstance(outcome, Missed) else None
+
+    def _vouch(self, tree: str) -> Found:
+        self._layers.vouch(tree)
+        return Found(tree)
+
+    def _vouch_and_fetch(self, tree: str, until: float) -> Found:
+        self._layers.vouch(tree)  # first: nothing of what nobody vouches for is even fetched
+        if not self.have(tree):
+            self._layers.fetch(tree, max(0.001, until - self._clock()))
+        return Found(tree)
 
     def fetch_all(self, trees: Iterable[str], timeout: float) -> dict[str, Missed]:
         """Have all `trees` in the node cache, fetched side by side within `timeout` seconds; those that are not."""
@@ -143,6 +171,10 @@ class Resolver:
             # The store answered; what it holds is wrong.
             self.breaker.succeeded()
             return Missed(DAMAGED, error)
+        except UntrustedError as error:
+            # The store answered, what it should not have.
+            self.breaker.succeeded()
+            return Missed(UNTRUSTED, error)
         except FloeError as error:
             self.breaker.failed()
             return Missed(STORE_UNAVAILABLE, error)

@@ -27,6 +27,7 @@ from floe.snapshotter.lazylayers import LazyLayers, Usage
 from floe.snapshotter.lazymounts import LazyMounts
 from floe.snapshotter.measures import Measures
 from floe.snapshotter.metastore import REF, Metastore
+from floe.snapshotter.modelsahead import ModelsAhead
 from floe.snapshotter.mounts import (
     GID_MAPPING,
     UID_MAPPING,
@@ -39,7 +40,7 @@ from floe.snapshotter.mounts import (
     root_owner,
     snapshot_mounts,
 )
-from floe.snapshotter.resolver import CACHE, DAMAGED, MAX_WAITING, PACKFS, REASONS, TIMEOUT, Missed, Resolver
+from floe.snapshotter.resolver import CACHE, DAMAGED, MAX_WAITING, PACKFS, REASONS, TIMEOUT, UNTRUSTED, Missed, Resolver
 from floe.snapshotter.schema import Kind, Snapshot
 from floe.snapshotter.turns import Gate, Turns
 from floe.store.errors import (
@@ -54,6 +55,7 @@ from floe.store.errors import (
     NotFoundError,
     PreconditionError,
     UnavailableError,
+    UntrustedError,
 )
 from floe.store.stub import ANNOTATION, check_annotation
 
@@ -69,7 +71,7 @@ class Figures:
 
     `snapshots` counts them by kind (active, view, committed, lazy; lazy ones are not among the committed), `fallbacks`
     the layers unpacked the ordinary way by reason, `counters` other events since the start. `breaker` is its state,
-    `mounts` how many trees are bound for snapshots.
+    `mounts` how many trees are bound for snapshots, `trusted_keys` the ids of the keys whose signatures count.
     """
 
     snapshots: dict[str, int]
@@ -78,6 +80,7 @@ class Figures:
     mounts: int
     remount_failures: int
     counters: dict[str, int]
+    trusted_keys: tuple[str, ...] = ()
 
 
 class Snapshotter:
@@ -85,6 +88,7 @@ class Snapshotter:
 
     def __init__(self, config: SnapshotterConfig, layers: LazyLayers) -> None:
         self._config = config
+        self._layers = layers
         self._stop = threading.Event()
         self._places = Places(config.root)
         self._directories = Directories(self._places, self._stop)
@@ -101,6 +105,7 @@ class Snapshotter:
         self._tree_gate = Gate(MAX_WAITING, "trees")
         self._fallbacks: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         self._counters: Counter[str] = Counter()
+        self._ahead = ModelsAhead(layers, config.prefetch_at_prepare, living=self._meta.walk, count=self._count)
         self._measures = Measures(self._meta, self._directories, layers)
         self._cleaner = Cleaner(
             self._meta,
@@ -146,14 +151,15 @@ class Snapshotter:
         model = check_annotation(model) if model else None
         chain = labels.get(REF)
         remaining = None
-        if chain:
-            remaining = self._prepare_lazy(chain, parent_id, labels, model)
-        elif model is not None and (missed := self._fetch_model(model)) is not None:
-            self._refuse(f"model tree {model} cannot be had", missed)
-        made = self._create(Kind.ACTIVE, key, parent, labels, model=model)
-        if remaining is not None:
-            self.resolver.budgets.keep(made.id, remaining)
-        return self._first_mounts(made)
+        with self._ahead.beside(labels):
+            if chain:
+                remaining = self._prepare_lazy(chain, parent_id, labels, model)
+            elif model is not None and (missed := self._fetch_model(model)) is not None:
+                self._refuse(f"model tree {model} cannot be had", missed)
+            made = self._create(Kind.ACTIVE, key, parent, labels, model=model)
+            if remaining is not None:
+                self.resolver.budgets.keep(made.id, remaining)
+            return self._first_mounts(made)
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         """Make a read-only snapshot."""
@@ -173,11 +179,12 @@ class Snapshotter:
         check_labels(labels)
         if not name:
             raise BadInputError("the committed snapshot's name is empty")
+        self._check_model(key)
         self._meta.commit(name, key, labels, parent, self._find_model)
 
     def remove(self, key: str) -> None:
         """Forget a snapshot; Cleanup gives back what it holds."""
-        self._meta.remove(key)
+        self._ahead.removed(self._meta.remove(key))
 
     def stat(self, key: str) -> Snapshot:
         """What is known of a snapshot."""
@@ -236,6 +243,7 @@ class Snapshotter:
             self.lazy.count(),
             self.lazy.remount_failures,
             counters,
+            self._layers.trusted,
         )
 
     # -- lazy layers -----------------------------------------------------------------------------------------------
@@ -253,7 +261,9 @@ class Snapshotter:
                 found, remaining = self._try_lazy(chain, parent, labels, model)
         if model is not None:
             self._refuse(f"model tree {model} cannot be mounted", found)
-        if self._config.on_store_error == ERROR and found.error is not None:
+        # What nobody signed is as good as not indexed: that is no failure of the store.
+        failed = found.error is not None and found.reason != UNTRUSTED
+        if self._config.on_store_error == ERROR and failed:
             self._refuse(f"layer {chain} cannot be had lazily and on_store_error is {ERROR!r}", found)
         with self._lock:
             self._fallbacks[found.reason] += 1
@@ -268,19 +278,19 @@ class Snapshotter:
         """Why the layer cannot be had lazily, and the seconds left; AlreadyExistsError when now it is there."""
         if model is not None:
             total = self.resolver.budgets.total
-            return self.resolver.fetch(model) or self._show(chain, parent, labels, model, total), total
+            return self.resolver.fetch_model(model) or self._show(chain, parent, labels, model, total), total
         found, remaining = self.resolver.find(chain, parent)
         if not isinstance(found, Missed):
             found = self._show(chain, parent, labels, found.tree, remaining)
         return found, remaining
 
     def _fetch_model(self, model: str) -> Missed | None:
-        """Have a model's tree in the node cache; None when it is there."""
-        if self.resolver.have(model):
+        """Have a model's tree in the node cache; None when it is there, and may be mounted."""
+        if self.resolver.ready(model):
             return None
         try:
             with self._queued(model, 0):
-                return self.resolver.fetch(model)
+                return self.resolver.fetch_model(model)
         except (BusyError, DeadlineError) as error:
             return Missed(TIMEOUT, error)
 
@@ -310,6 +320,8 @@ class Snapshotter:
     def _refuse(self, what: str, missed: Missed) -> NoReturn:
         self._count("refused")
         log.warning("%s: %s", what, missed)
+        if missed.error is not None and missed.reason == UNTRUSTED:
+            raise UntrustedError(f"{what}: {missed.error}", hint=missed.error.hint)
         raise UnavailableError(f"{what}: {missed}", hint=missed.error.hint if missed.error else "")
 
     @contextmanager
@@ -369,9 +381,21 @@ class Snapshotter:
 
     def _find_model(self, active: Snapshot) -> tuple[str, bool] | None:
         """At Commit: the model the layer is a stub for, from its Prepare's annotation or its marker."""
-        if active.model is not None:
-            return active.model, True
-        return self._directories.find_stub(active.id)
+        found = (active.model, True) if active.model is not None else self._directories.find_stub(active.id)
+        if found is not None and not self._layers.vouched(found[0]):  # _check_model has asked, of the same layer
+            raise UntrustedError(f"model tree {found[0]}, which layer {active.name!r} stands for, was not checked")
+        return found
+
+    def _check_model(self, key: str) -> None:
+        """Before Commit, which holds the metastore: whether the model that the layer stands for may be mounted."""
+        if not self._layers.trusted:
+            return
+        active = self._meta.get(key)
+        if active.kind is not Kind.ACTIVE:
+            return
+        found = (active.model, True) if active.model is not None else self._directories.find_stub(active.id)
+        if found is not None and (missed := self.resolver.vouch(found[0])) is not None:
+            self._refuse(f"model tree {found[0]}, which layer {active.name!r} stands for, cannot be mounted", missed)
 
     def _count(self, name: str) -> None:
         with self._lock:

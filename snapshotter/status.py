@@ -19,11 +19,13 @@ from floe.store.errors import (
     NoSpaceError,
     NotFoundError,
     PreconditionError,
+    RangeError,
     SourceChangedError,
     ThrottledError,
     TransitDamageError,
     UnavailableError,
     UnsupportedError,
+    UntrustedError,
 )
 
 # Every class has its own line, subclasses too; a test fails for one that has none. containerd and the kubelet try
@@ -39,11 +41,13 @@ CODES: dict[type[FloeError], grpc.StatusCode] = {
     CredentialsExpiredError: grpc.StatusCode.UNAVAILABLE,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     ThrottledError: grpc.StatusCode.UNAVAILABLE,
+    RangeError: grpc.StatusCode.UNAVAILABLE,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     DiskError: grpc.StatusCode.UNAVAILABLE,
     CancelledError: grpc.StatusCode.CANCELLED,
     TransitDamageError: grpc.StatusCode.UNAVAILABLE,
     DamagedError: grpc.StatusCode.DATA_LOSS,
+    UntrustedError: grpc.StatusCode.PERMISSION_DENIED,
     UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
     NoSpaceError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SourceChangedError: grpc.StatusCode.ABORTED,

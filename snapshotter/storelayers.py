@@ -11,18 +11,21 @@ from pathlib import Path
 from floe.mount.mounter import MountState, TreeMounter
 from floe.mount.quiet import packfs_device
 from floe.mount.state import PACKFS
+from floe.protos import packfs_control
 from floe.snapshotter.config import SnapshotterConfig
 from floe.snapshotter.lazylayers import Usage
 from floe.store import mounttable
-from floe.store.cache import NodeCache
+from floe.store.cache import open_cache
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DeadlineError, FloeError, NotFoundError, UnavailableError
 from floe.store.ids import check_oci_digest
 from floe.store.index import open_index
+from floe.store.keyfiles import load_trust
 from floe.store.objects import open_store
 from floe.store.objects.retry import RetryingStore
 from floe.store.process import is_alive
 from floe.store.trees import LocalTree, TreeStore
+from floe.store.vouching import Vouching
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +41,8 @@ def open_layers(config: SnapshotterConfig) -> StoreLayers:
     """Lazy layers out of the configured store, index, cache and run directory; nothing is asked over the network."""
     # A look-up that could still succeed after its deadline would only hold a thread.
     store = RetryingStore(open_store(config.store_url, retry=False), deadline=config.prepare_timeout)
-    catalog = Catalog(store, open_index(config.index_url))
-    cache = NodeCache(config.cache_dir)
+    catalog = Catalog(store, open_index(config.index_url), Vouching(load_trust(config.trusted_keys)))
+    cache = open_cache((config.cache_dir, *config.cache_dirs))
     mounter = TreeMounter(config.run_dir, cache, loop=config.loop, kind=config.mounter)
     return StoreLayers(catalog, TreeStore(store, cache), mounter)
 
@@ -53,6 +56,13 @@ class StoreLayers:
         self._mounter = mounter
         self._lock = threading.Lock()
         self._packfs: tuple[float, str | None] = (-PACKFS_LIFETIME, None)
+        self._vouched: set[str] = set()  # a digest is what it is, and trust stays as it is while this process lives
+
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """The keys that the catalog goes by."""
+        trust = self._catalog.vouching.trust
+        return () if trust is None else trust.ids
 
     def resolve(self, chain_id: str) -> str | None:
         """The tree of a chain id; None also without a store, and for digests other than sha256."""
@@ -64,6 +74,18 @@ class StoreLayers:
         found = self._catalog.resolve_chain(chain_id)
         return None if found is None else found[2].tree.digest
 
+    def vouch(self, tree: str) -> None:
+        """Look for a signature of the tree in the store, once."""
+        if not self.vouched(tree):
+            self._catalog.check_tree(tree)
+            with self._lock:
+                self._vouched.add(tree)
+
+    def vouched(self, tree: str) -> bool:
+        """Whether that is done, or need not be."""
+        with self._lock:
+            return self._catalog.vouching.trust is None or tree in self._vouched
+
     def fetch(self, tree: str, deadline: float) -> None:
         """Fetch the tree and its pack indexes."""
         self._trees.fetch(tree, deadline)
@@ -71,6 +93,16 @@ class StoreLayers:
     def fetch_local(self, tree: str) -> bool:
         """Whether mounting needs no network."""
         return self._trees.fetch_local(tree) is not None
+
+    def expect(self, tree: str, nbytes: int) -> None:
+        """Tell the pack filesystem, if one runs; what is complete needs it not."""
+        local = self._trees.fetch_local(tree)
+        if local is not None and not all(pack.complete for pack in local.packs):
+            packfs_control.expect(self._mounter.run_dir, tree, nbytes)
+
+    def unexpect(self, tree: str) -> None:
+        """Tell it that, too."""
+        packfs_control.unexpect(self._mounter.run_dir, tree)
 
     def mount(self, tree: str, owner: str) -> None:
         """Mount the tree."""
