@@ -1,4 +1,4 @@
-"""How a command ends: 0 done, 1 failed, 2 used wrongly, 130 interrupted; one line and a hint, no traceback."""
+"""How a command ends: 0 done, 1 failed, 2 used wrongly, 3 done and damage found, 130 interrupted; one line and a hint, no traceback."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from floe.store.errors import (
     NoSpaceError,
     NotFoundError,
     PreconditionError,
+    RangeError,
     SourceChangedError,
     ThrottledError,
     TransitDamageError,
     UnavailableError,
     UnsupportedError,
+    UntrustedError,
 )
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USAGE, DAMAGE, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXIT_CODES: dict[type[FloeError], int] = {
     FloeError: FAILED,
@@ -42,11 +44,13 @@ EXIT_CODES: dict[type[FloeError], int] = {
     CredentialsExpiredError: FAILED,
     UnavailableError: FAILED,
     ThrottledError: FAILED,
+    RangeError: FAILED,
     DeadlineError: FAILED,
     DiskError: FAILED,
     CancelledError: FAILED,
     TransitDamageError: FAILED,
     DamagedError: FAILED,
+    UntrustedError: FAILED,
     UnsupportedError: FAILED,
     NoSpaceError: FAILED,
     SourceChangedError: FAILED,

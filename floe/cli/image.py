@@ -1,4 +1,4 @@
-"""`floe image`: index, ls, show, profile, rm and attach."""
+"""`floe image`: index, ls, show, profile, rm and attach; sign is in signatures.py."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from floe.cli import output, profiles
+from floe.cli import output, profiles, signatures
 from floe.cli.context import make_spool, open_catalog
 from floe.cli.names import parse_placed_model
-from floe.cli.options import PUSHING, Commands, add_command, add_commands, add_json, add_settings, settings_of
+from floe.cli.options import (
+    PUSHING,
+    SIGNING,
+    TRUSTING,
+    Commands,
+    add_command,
+    add_commands,
+    add_json,
+    add_settings,
+    add_verify,
+    settings_of,
+)
 from floe.cli.sizes import format_size
 from floe.store.errors import BadInputError, NotFoundError
+from floe.store.ids import is_oci_digest
 
 if TYPE_CHECKING:
     from floe.store.catalog import Catalog
@@ -26,6 +38,11 @@ def add_parser(commands: Commands) -> None:
     below = add_commands(add_command(commands, "image", "Index, list, show and remove images; attach models."))
     index = add_command(below, "index", "Make an image's layers mountable lazily.", run_index)
     index.add_argument("image", metavar="REF", help=_SOURCES)
+    layout = index.add_mutually_exclusive_group()
+    text = "also lay out anew what starts read of layers that are stored already"
+    layout.add_argument("--profile", dest="lay_out", action="store_const", const="all", default="new", help=text)
+    text = "store layers in their own order, whatever starts read of earlier versions"
+    layout.add_argument("--no-profile", dest="lay_out", action="store_const", const="none", help=text)
     listing = add_command(below, "ls", "List indexed images.", run_ls)
     show = add_command(below, "show", "Show one indexed image.", run_show)
     remove = add_command(below, "rm", "Remove an image's record; layers are shared and left to gc.", run_rm)
@@ -33,6 +50,7 @@ def add_parser(commands: Commands) -> None:
         parser.add_argument("image", metavar="REF", help="a name under which it was indexed, or its manifest's digest")
     text = "a name under which it was indexed, or its manifest's digest"
     profiles.add_profile(below, "an image's layers", run_profile, name="image", metavar="REF", text=text)
+    signatures.add_image_command(below, text)
     attach = add_command(below, "attach", "Make an image that also carries models, as stub layers.", run_attach)
     attach.add_argument("source", metavar="SOURCE", help=_SOURCES)
     attach.add_argument("target", metavar="TARGET", help="where the new image goes: HOST/NAME:TAG or oci:DIR[:TAG]")
@@ -46,11 +64,14 @@ def add_parser(commands: Commands) -> None:
     for parser in (index, attach):
         parser.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
         add_settings(parser, "registry_config")
+    add_settings(attach, *SIGNING)
+    add_settings(show, *TRUSTING)
     index.add_argument("--plain-http", action="store_true", help="talk to the registry without TLS")
     attach.add_argument("--plain-http", action="store_true", help="talk to both registries without TLS")
     for side in ("source", "target"):
         text = f"talk to {side.upper()}'s registry without TLS"
         attach.add_argument(f"--{side}-plain-http", action="store_true", help=text)
+    add_verify(index)
     add_settings(index, *PUSHING)
     for parser in (index, listing, show, remove, attach):
         add_json(parser)
@@ -62,7 +83,10 @@ def run_index(args: argparse.Namespace) -> int:
     from floe.ingest.oci.image import index_image  # noqa: PLC0415 - lazy: keeps --help fast
 
     make_spool(settings)
-    with open_catalog(settings) as catalog, output.progress(f"index {args.image}", wanted=not args.json) as progress:
+    with (
+        open_catalog(settings, signing=True) as catalog,
+        output.progress(f"index {args.image}", wanted=not args.json) as progress,
+    ):
         result = index_image(
             catalog,
             args.image,
@@ -72,19 +96,34 @@ def run_index(args: argparse.Namespace) -> int:
             spool_dir=settings.spool,
             workers=settings.workers,
             progress=progress,
+            profile=args.lay_out,
+            verify=args.verify,
         )
         shown = describe(catalog, result.record)
+    signatures.warn_unsigned(settings, args.image)
     if args.json:
         new = {"new_layers": result.new_layers, "new_packs": result.new_packs, "new_bytes": result.new_bytes}
-        output.print_json({**shown, **new, "warnings": list(result.warnings)})
+        hot: dict[str, Any] = {
+            "laid_out_layers": result.laid_out_layers,
+            "hot_bytes": result.hot_bytes,
+            "copied_bytes": result.copied_bytes,
+        }
+        hot["repaired"] = dict(result.repaired)
+        output.print_json({**shown, **new, **hot, "warnings": list(result.warnings)})
         return 0
     for warning in result.warnings:
         output.note(f"warning: {warning}")
+    output.repaired(result.repaired)
     output.line(f"{args.image} is {result.record.manifest_digest} ({result.record.platform})")
     output.line(
         f"{len(shown['layers'])} layers, {result.new_layers} of them new; "
         f"{format_size(result.new_bytes)} stored anew in {result.new_packs} packs"
     )
+    if result.hot_bytes:
+        output.line(
+            f"{format_size(result.hot_bytes)} that starts read lie together now, {format_size(result.copied_bytes)} of it "
+            f"stored once more; {result.laid_out_layers} stored layers were laid out anew"
+        )
     return 0
 
 
@@ -121,8 +160,11 @@ def run_ls(args: argparse.Namespace) -> int:
 def run_show(args: argparse.Namespace) -> int:
     """One image: names, layers, and what of them is stored."""
     settings = settings_of(args)
+    trust = signatures.trust_of(settings)
     with open_catalog(settings) as catalog:
         shown = describe(catalog, find(catalog, args.image))
+        for layer in shown["layers"]:
+            layer["signatures"] = signatures.layer_signatures(catalog, trust, layer["diff_id"])
     if args.json:
         output.print_json(shown)
         return 0
@@ -139,11 +181,16 @@ def run_show(args: argparse.Namespace) -> int:
     )
     output.line()
     output.table(
-        ("DIFF ID", "CONTENT", "FILES", "PACKS", "STATE"),
+        ("DIFF ID", "CONTENT", "FILES", "PACKS", "SIGNED", "STATE"),
         (
-            (layer["diff_id"], format_size(layer["content_bytes"]), str(layer["files"]), str(layer["packs"]), "indexed")
+            (
+                layer["diff_id"],
+                *(format_size(layer["content_bytes"]), str(layer["files"]), str(layer["packs"])),
+                signatures.short(layer["signatures"]),
+                "indexed",
+            )
             if layer["indexed"]
-            else (layer["diff_id"], "", "", "", "model" if layer["model"] else "not indexed")
+            else (layer["diff_id"], "", "", "", "", "model" if layer["model"] else "not indexed")
             for layer in shown["layers"]
         ),
     )
@@ -198,15 +245,23 @@ def _trees(catalog: Catalog, record: ImageRecord) -> list[tuple[str, str, tuple[
 
 
 def run_rm(args: argparse.Namespace) -> int:
-    """Remove an image's record."""
+    """Remove an image's record, and that of its models; an attached image that is not indexed goes by its digest."""
     settings = settings_of(args)
     with open_catalog(settings) as catalog:
-        record = find(catalog, args.image)
-        catalog.remove_image(record.manifest_digest)
+        record: ImageRecord | None = None
+        try:
+            record = find(catalog, args.image)
+            digest = record.manifest_digest
+        except NotFoundError:
+            digest = args.image.rpartition("@")[2]
+            if not is_oci_digest(digest) or catalog.attachment(digest) is None:
+                raise
+        catalog.remove_image(digest)
     if args.json:
-        output.print_json(_summary(record))
+        output.print_json(_summary(record) if record else {"digest": digest, "names": []})
     else:
-        output.line(f"removed the record of {', '.join(record.names) or args.image}, {record.manifest_digest}")
+        names = ", ".join(record.names) if record else ""
+        output.line(f"removed the record of {names or args.image}, {digest}")
     return 0
 
 
@@ -219,7 +274,10 @@ def run_attach(args: argparse.Namespace) -> int:
         raise BadInputError("two models are given the same path", hint="give each --model a path of its own")
     from floe.ingest.oci.attach import attach  # noqa: PLC0415 - lazy: keeps --help fast
 
-    with open_catalog(settings) as catalog, output.progress(f"attach {args.target}", wanted=not args.json) as progress:
+    with (
+        open_catalog(settings, trusting=True, signing=True) as catalog,
+        output.progress(f"attach {args.target}", wanted=not args.json) as progress,
+    ):
         result = attach(
             catalog,
             args.source,
@@ -231,6 +289,7 @@ def run_attach(args: argparse.Namespace) -> int:
             registry_config=settings.registry_config,
             progress=progress,
         )
+    signatures.warn_unsigned(settings, result.target)
     placed = [{"name": str(ref), "path": path} for ref, path in models]
     if args.json:
         copied = {"digest": result.digest, "copied_bytes": result.copied_bytes, "models": placed}

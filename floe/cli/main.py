@@ -7,11 +7,31 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from floe.cli import completion, image, model, packfs, snapshotter, status, store, umount, version
+from floe.cli import (
+    bench,
+    completion,
+    containerd,
+    doctor,
+    fsck,
+    gc,
+    image,
+    key,
+    model,
+    packfs,
+    rebuild_index,
+    snapshotter,
+    status,
+    store,
+    umount,
+    version,
+)
 from floe.cli.exit import USAGE, guard
 from floe.cli.options import Parser, add_commands, add_shared
 
-_NOUNS = (model, umount, image, store, status, packfs, snapshotter, version, completion)
+_NOUNS = (
+    *(model, umount, image, key, store, gc, fsck, rebuild_index),
+    *(status, bench, doctor, containerd, packfs, snapshotter, version, completion),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="floe",
         description="Containers and models that start before they have arrived.",
-        epilog="Exit status: 0 done, 1 failed, 2 used wrongly. Settings come from the file, then FLOE_* variables, "
+        epilog="Exit status: 0 done, 1 failed, 2 used wrongly, 3 done and damage or warnings found. Settings come from the file, then FLOE_* variables, "
         "then flags; later wins. A setting's flag may stand before or after the command that goes by it.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")

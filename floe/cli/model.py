@@ -1,4 +1,4 @@
-"""`floe model`: push, ls, show, profile, rm; mount is in model_mount.py."""
+"""`floe model`: push, ls, show, profile, rm; mount is in model_mount.py, sign in signatures.py, export, verify and diff in model_content.py, copy and tag in model_names.py."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from floe.cli import model_mount, output, profiles
+from floe.cli import model_content, model_mount, model_names, output, profiles, retention, signatures
 from floe.cli.context import make_spool, open_catalog
 from floe.cli.names import parse_label, parse_model, parse_tagged
-from floe.cli.options import PUSHING, Commands, add_command, add_commands, add_json, add_settings, settings_of
+from floe.cli.options import (
+    PUSHING,
+    TRUSTING,
+    Commands,
+    add_command,
+    add_commands,
+    add_json,
+    add_settings,
+    add_verify,
+    settings_of,
+)
 from floe.cli.sizes import format_size
 from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
     from floe.store.catalog import Catalog
     from floe.store.ids import ModelRef
-    from floe.store.records import Manifest
+    from floe.store.records import Manifest, Ref
 
 
 def add_parser(commands: Commands) -> None:
@@ -26,17 +36,24 @@ def add_parser(commands: Commands) -> None:
     push.add_argument("directory", metavar="DIR", help="the model's directory")
     push.add_argument("name", metavar="NAME[:TAG]", help="what to call it; TAG defaults to latest")
     push.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="keep a remark with the model")
+    add_verify(push)
     add_settings(push, *PUSHING)
     listing = add_command(below, "ls", "List models.", run_ls)
     show = add_command(below, "show", "Show one model.", run_show)
     remove = add_command(below, "rm", "Remove a model's tag; the data is left to garbage collection.", run_rm)
     for parser in (show, remove):
         parser.add_argument("name", metavar="NAME[:TAG]", help="the model, or NAME@DIGEST")
+    for parser in (listing, show):
+        add_settings(parser, *TRUSTING)
     for parser in (push, listing, show, remove):
         add_json(parser)
     text = "the model, or NAME@DIGEST"
     profiles.add_profile(below, "a model", run_profile, name="name", metavar="NAME[:TAG]", text=text)
     model_mount.add_parser(below)
+    model_content.add_parser(below)
+    model_names.add_parser(below)
+    retention.add_parser(below)
+    signatures.add_model_commands(below)
 
 
 def run_push(args: argparse.Namespace) -> int:
@@ -48,7 +65,10 @@ def run_push(args: argparse.Namespace) -> int:
     from floe.ingest.model import push_model  # noqa: PLC0415 - lazy: keeps --help fast
 
     make_spool(settings)
-    with open_catalog(settings) as catalog, output.progress(f"push {ref}", wanted=not args.json) as progress:
+    with (
+        open_catalog(settings, signing=True) as catalog,
+        output.progress(f"push {ref}", wanted=not args.json) as progress,
+    ):
         result = push_model(
             catalog,
             directory,
@@ -57,9 +77,11 @@ def run_push(args: argparse.Namespace) -> int:
             labels={**given, **labels},
             workers=settings.workers,
             progress=progress,
+            verify=args.verify,
         )
     for warning in result.warnings:
         output.note(f"warning: {warning}")
+    signatures.warn_unsigned(settings, str(ref))
     moved = result.previous is not None and result.previous != result.digest
     if args.json:
         output.print_json(
@@ -70,10 +92,12 @@ def run_push(args: argparse.Namespace) -> int:
                 "new_bytes": result.new_bytes,
                 "total_bytes": result.total_bytes,
                 "deduplicated_bytes": result.deduplicated_bytes,
+                "repaired": dict(result.repaired),
                 "warnings": list(result.warnings),
             }
         )
         return 0
+    output.repaired(result.repaired)
     if moved:
         output.line(f"{ref} moved from {result.previous} to {result.digest}")
     else:
@@ -87,19 +111,28 @@ def run_ls(args: argparse.Namespace) -> int:
     """All models, by name and tag; one whose ref or manifest is damaged is listed as such, and fails the command at its end."""
     settings = settings_of(args)
     damaged: list[tuple[str, FloeError]] = []
+    trust = signatures.trust_of(settings)
+    from floe.store.signing import Statement  # noqa: PLC0415 - lazy: keeps --help fast
+
     with open_catalog(settings) as catalog:
-        listed = [
-            (ref, record.manifest, record.updated, _manifest(catalog, record.manifest))
+        listed: list[tuple[ModelRef, str, Ref | None, Manifest | FloeError, list[dict[str, Any]]]] = [
+            (
+                *(ref, record.manifest, record, _manifest(catalog, record.manifest)),
+                signatures.describe(trust, Statement.model(ref, record.manifest), record.signatures),
+            )
             for ref, record in catalog.models(lambda key, error: damaged.append((key, error)))
         ]
-    listed += [(ref, "", "", error) for key, error in damaged if (ref := _model_at(key))]
+    listed += [(ref, "", None, error, []) for key, error in damaged if (ref := _model_at(key))]
     listed.sort(key=lambda item: str(item[0]))
     if args.json:
         output.print_json([_listed(*item) for item in listed])
     else:
-        output.table(("NAME", "TAG", "DIGEST", "SIZE", "FILES", "PACKS", "UPDATED"), (_row(*item) for item in listed))
+        output.table(
+            ("NAME", "TAG", "DIGEST", "SIZE", "FILES", "PACKS", "UPDATED", "BY", "SIGNED"),
+            (_row(*item) for item in listed),
+        )
     broken = [item for item in listed if isinstance(item[3], FloeError)]
-    for ref, _, _, error in broken:
+    for ref, _, _, error, _ in broken:
         output.note(f"{ref}: {error}")
     return 1 if broken else 0
 
@@ -108,10 +141,19 @@ def run_show(args: argparse.Namespace) -> int:
     """One model: sizes, packs, times, labels."""
     settings = settings_of(args)
     ref, _ = parse_model(args.name)
+    trust = signatures.trust_of(settings)
+    from floe.upkeep.sharing import Sharing, sharing  # noqa: PLC0415 - lazy: keeps --help fast
+
     with open_catalog(settings) as catalog:
         digest, manifest = catalog.resolve_model(ref)
+        signed = signatures.model_signatures(catalog, trust, ref, digest, manifest.tree.digest)
+        moved = _moved(None if ref.digest else catalog.model_ref(ref))
+        tags = [str(other) for other, record in catalog.models() if record.manifest == digest]
+        of_packs = sharing(catalog).get(digest) or Sharing(stored_bytes(manifest), 0)
     if args.json:
-        output.print_json(describe(ref, digest, manifest))
+        found = {**describe(ref, digest, manifest), **moved, "aliases": [tag for tag in tags if tag != str(ref)]}
+        sizes = {"unique_bytes": of_packs.unique, "shared_bytes": of_packs.shared}
+        output.print_json({**found, **sizes, "signatures": signed})
         return 0
     output.pairs(
         (
@@ -121,8 +163,12 @@ def run_show(args: argparse.Namespace) -> int:
             ("tree", f"{manifest.tree.digest} ({format_size(manifest.tree.size)})"),
             ("content", f"{format_size(manifest.sizes.content)} in {manifest.sizes.files} files"),
             ("stored", f"{format_size(stored_bytes(manifest))} in {len(manifest.packs)} packs"),
+            ("of that", f"{format_size(of_packs.unique)} its own, {format_size(of_packs.shared)} shared"),
+            ("named by", ", ".join(tags) or "no tag"),
             ("created", manifest.created),
+            *([("moved", " by ".join(filter(None, moved.values())))] if ref.tag else []),
             ("source", manifest.source),
+            ("signed", signatures.short(signed)),
             *((f"label {key}", value) for key, value in sorted(manifest.labels.items())),
         )
     )
@@ -198,6 +244,11 @@ def stored_bytes(manifest: Manifest) -> int:
     return sum(pack.stored_size for pack in manifest.packs)
 
 
+def _moved(record: Ref | None) -> dict[str, str]:
+    """When a tag was moved to where it is, and by whom, as that machine said."""
+    return {"updated": "" if record is None else record.updated, "by": "" if record is None else record.by}
+
+
 def _model_at(key: str) -> ModelRef | None:
     """Whose ref is at `key`; None: nobody's, and then nobody misses it."""
     from floe.store.layout import parse_model_ref_key  # noqa: PLC0415 - lazy: keeps --help fast
@@ -215,16 +266,20 @@ def _manifest(catalog: Catalog, digest: str) -> Manifest | FloeError:
         return error
 
 
-def _listed(ref: ModelRef, digest: str, updated: str, manifest: Manifest | FloeError) -> dict[str, Any]:
+def _listed(
+    ref: ModelRef, digest: str, record: Ref | None, manifest: Manifest | FloeError, signed: list[dict[str, Any]]
+) -> dict[str, Any]:
     if isinstance(manifest, FloeError):
         named = {"ref": str(ref), "name": ref.name, "tag": ref.tag, "manifest": digest or None}
         return {**named, "error": str(manifest)}
-    return {**describe(ref, digest, manifest), "updated": updated}
+    return {**describe(ref, digest, manifest), **_moved(record), "signatures": signed}
 
 
-def _row(ref: ModelRef, digest: str, updated: str, manifest: Manifest | FloeError) -> tuple[str, ...]:
-    start = (ref.name, str(ref.tag), digest[:12])
+def _row(
+    ref: ModelRef, digest: str, record: Ref | None, manifest: Manifest | FloeError, signed: list[dict[str, Any]]
+) -> tuple[str, ...]:
+    start, end = (ref.name, str(ref.tag), digest[:12]), (*_moved(record).values(), signatures.short(signed))
     if isinstance(manifest, FloeError):
-        return (*start, "damaged", "", "", updated)
+        return (*start, "damaged", "", "", *end)
     sizes = manifest.sizes
-    return (*start, format_size(sizes.content), str(sizes.files), str(len(manifest.packs)), updated)
+    return (*start, format_size(sizes.content), str(sizes.files), str(len(manifest.packs)), *end)

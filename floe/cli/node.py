@@ -97,26 +97,54 @@ def stuck_processes(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def cache_status(settings: Settings) -> dict[str, Any]:
-    """What lies in the node cache, counted on the disk; nothing is created."""
-    root = settings.cache_dir
+    """What lies in the node cache, counted on the disk; nothing is created.
+
+    Sums, of those `directories` that are there; the `path` is the first one's.
+    """
+    directories = [_directory_status(settings, root) for root in settings.cache_roots]
+    there = [directory for directory in directories if directory["exists"]]
+    found: dict[str, Any] = {"path": str(settings.cache_dir), "exists": bool(there)}
+    for key in there[0] if there else ():
+        if key.endswith("_bytes") or key in ("trees", "packs", "complete_packs", "pinned_packs"):
+            found[key] = sum(directory[key] for directory in there)
+    return {**found, "directories": directories}
+
+
+def _directory_status(settings: Settings, root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"path": str(root), "exists": root.is_dir()}
     if not found["exists"]:
         return found
-    disk = os.statvfs(root)
+    from floe.store.cache.group import disk_of  # noqa: PLC0415 - lazy: keeps --help fast
+
+    try:
+        disk, device = os.statvfs(root), root.stat().st_dev
+    except OSError as error:
+        return {**found, "exists": False, "problem": error.strerror}
+    sharers = sum(disk_of(other) == device for other in settings.cache_roots)
     total = disk.f_blocks * disk.f_frsize
     packs = [folder for folder in _children(root / "packs") if folder.is_dir()]
     return {
         **found,
-        "size_bytes": settings.cache_size.of(total),
+        "size_bytes": settings.cache_size.of(total // sharers),
         "min_free_bytes": settings.cache_min_free.of(total),
         "disk_bytes": total,
         "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+        "disk_problem": _disk_problem(disk),
         "used_bytes": sum(_allocated(folder / "data") for folder in packs),
         "trees": sum(1 for _ in _children(root / "trees")),
-        "packs": len(packs),
+        "packs": sum((folder / "data").exists() for folder in packs),
         "complete_packs": sum((folder / "complete").exists() for folder in packs),
         "pinned_packs": sum(any(True for _ in _children(folder / "pins")) for folder in packs),
     }
+
+
+def _disk_problem(disk: os.statvfs_result) -> str:
+    """Why nothing can be written to a file system, as far as that shows; reads go on without the cache then."""
+    if disk.f_flag & os.ST_RDONLY:
+        return "its disk is read-only"
+    if not disk.f_bavail:
+        return "its disk is full"
+    return "its disk has no inodes left" if disk.f_files and not disk.f_favail else ""
 
 
 def index_status(settings: Settings) -> dict[str, Any]:
@@ -130,6 +158,24 @@ def index_status(settings: Settings) -> dict[str, Any]:
             late = DeadlineError("the store does not answer")
             uuid = Bounded("store-status", 1).call(lambda: _store_uuid(settings), _TIMEOUT, late)
     return ask(settings.index, uuid, _INDEX_TIMEOUT)
+
+
+def index_denied(settings: Settings, *, writes: bool) -> list[str]:
+    """Commands that the index does not let this user give. UnavailableError."""
+    from floe.store.index.status import index_denied as ask  # noqa: PLC0415 - lazy: keeps --help fast
+
+    return ask(settings.index, _INDEX_TIMEOUT, writes=writes)
+
+
+def trust_status(settings: Settings) -> dict[str, Any]:
+    """Whose signatures count here by the settings: the ids of the keys, none: nothing need be signed; or why they cannot be read."""
+    from floe.cli.context import vouching_of  # noqa: PLC0415 - lazy: keeps --help fast
+
+    try:
+        vouching = vouching_of(settings, trusting=True)
+    except FloeError as error:
+        return {"keys": [], "error": str(error)}
+    return {"keys": [] if vouching is None or vouching.trust is None else list(vouching.trust.ids), "error": None}
 
 
 def _store_uuid(settings: Settings) -> str:

@@ -17,12 +17,17 @@ from floe.cli.settings import HELP, KEYS, Settings, flag_name
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
 SHARED = (
-    *("store", "index", "cache_dir", "root", "run_dir", "cache_size", "cache_min_free"),
+    *("store", "index", "cache_dir", "cache_dirs", "root", "run_dir", "cache_size", "cache_min_free"),
     *("store_timeout", "log_level", "log_format"),
 )
-PUSHING = ("spool_dir", "workers")
+SIGNING = ("signing_key", "trusted_keys")
+PUSHING = ("spool_dir", "workers", *SIGNING)
 MOUNTING = ("mounter", "loop")
-READING = ("readahead", "read_deadline", "fetch_memory", "busy_poll", "profiles")
+TRUSTING = ("trusted_keys",)
+READING = (
+    *("readahead", "read_deadline", "fetch_memory", "busy_poll", "profiles"),
+    *("completion", "completion_rate", "model_policy", "cache_bypass"),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,6 +95,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """--verify."""
+    text = (
+        "read what the store has of it, too, and heal packs that are damaged; those that nodes reported are in any case"
+    )
+    parser.add_argument("--verify", action="store_true", help=text)
+
+
 def settings_of(args: argparse.Namespace, *, daemon: bool = False) -> Settings:
     """The settings in force for the parsed command line; logging is set up by them."""
     defaults = settings_module.defaults_for(os.geteuid(), os.environ)
@@ -112,7 +125,13 @@ def _metavar(key: str) -> str:
         "workers": "N",
         "on_store_error": "WHAT",
         "registry_config": "DIRS",
+        "cache_dirs": "DIRS",
+        "cache_bypass": "WHEN",
         "mounter": "WHAT",
         "loop": "WHEN",
         "profiles": "WHAT",
+        "completion": "WHEN",
+        "model_policy": "TABLES",
+        "signing_key": "FILE",
+        "trusted_keys": "KEYS",
     }.get(key, "SIZE")

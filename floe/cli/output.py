@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,6 +77,12 @@ class _Bar:
 
     def total(self, nbytes: int) -> None:
         self._bar.update(self._task, total=nbytes)
+
+
+def repaired(packs: Mapping[str, int]) -> None:
+    """Packs that were damaged in the store, and how many frames of each were made anew."""
+    for pack_id, frames in sorted(packs.items()):
+        line(f"healed pack {pack_id}, of which {frames} frames were damaged in the store")
 
 
 @contextmanager

@@ -7,12 +7,12 @@ import os
 import sys
 from typing import NoReturn
 
-from floe.cli.context import make_directory
+from floe.cli.context import make_cache_directories, make_directory
 from floe.cli.options import READING, Commands, add_command, add_settings, settings_of
 from floe.cli.settings import Settings
 
 WORKER_KEYS = (
-    *("store", "cache_dir", "run_dir", "cache_size", "cache_min_free"),
+    *("store", "cache_dir", "cache_dirs", "run_dir", "cache_size", "cache_min_free"),
     *READING,
     *("packfs_metrics", "log_level", "log_format"),
 )
@@ -51,7 +51,7 @@ def _check(settings: Settings) -> None:
     if metrics is not None:
         parse_address(metrics)
     make_directory(settings.run_dir, "run directory", "--run-dir", 0o755)
-    make_directory(settings.cache_dir, "cache directory", "--cache-dir")
+    make_cache_directories(settings)
 
 
 def _become_keeper(settings: Settings, *, force: bool) -> NoReturn:

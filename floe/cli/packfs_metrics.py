@@ -25,6 +25,7 @@ _EVENTS = {
     "kept_read_errors": "cache_read_error",
     "kept_bypassed_frames": "cache_bypassed",
     "skipped_frames": "cache_too_slow",
+    "around_returned": "bypass_returned",
 }
 # By the key of the worker's status: metric, kind and help.
 _STATUS = {
@@ -39,6 +40,22 @@ _STATUS = {
     "errors": ("floe_packfs_kernel_errors", COUNTER, "FUSE requests answered with an error."),
     "workers": ("floe_packfs_workers", COUNTER, "Workers since the pack filesystem was mounted, this one included."),
     "takeovers": ("floe_packfs_takeovers", COUNTER, "Workers that found requests which their predecessor had left."),
+    "restarts": ("floe_packfs_worker_deaths", COUNTER, "Workers that ended without having been told to."),
+    "silent_workers": (
+        "floe_packfs_silent_workers",
+        COUNTER,
+        "Of these, workers that were killed because they did not answer.",
+    ),
+    "poisonous_requests": (
+        "floe_packfs_poisonous_requests",
+        COUNTER,
+        "Requests that ended workers again and again, answered with an error.",
+    ),
+    "overdue_requests": (
+        "floe_packfs_overdue_requests",
+        COUNTER,
+        "Requests that a worker did not answer in time, answered with an error by its successor.",
+    ),
     "replayed": ("floe_packfs_replayed_requests", COUNTER, "Requests of dead workers that their successors answered."),
 }
 # By the reader's counter.
@@ -51,8 +68,18 @@ _COUNTERS = {
     "profile_bytes": ("floe_profile_replayed_bytes", COUNTER, "Content fetched for start-up profiles."),
     "profile_used_frames": ("floe_profile_used_frames", COUNTER, "Of these, frames that the start read."),
     "profile_unused_frames": ("floe_profile_unused_frames", COUNTER, "Of these, frames that it did not read."),
+    "completion_requests": ("floe_completion_requests", COUNTER, "Requests of background completion."),
+    "completion_bytes": ("floe_completion_bytes", COUNTER, "Bytes that they asked the object store for, as stored."),
+    "completion_failures": ("floe_completion_failures", COUNTER, "Such requests that brought nothing."),
+    "front_frames": (
+        "floe_front_frames",
+        COUNTER,
+        "Frames of models fetched without a profile, at their image's pull.",
+    ),
+    "front_bytes": ("floe_front_bytes", COUNTER, "Their content."),
     "kept_held_bytes": ("floe_cache_held_bytes", GAUGE, "Pack content in the node cache."),
     "kept_stored_bytes": ("floe_cache_stored_bytes", COUNTER, "Pack content written to the node cache."),
+    "around_reads": ("floe_cache_bypassed_reads", COUNTER, "Reads that asked the store instead of a slow cache disk."),
     "kept_evicted_bytes": ("floe_cache_evicted_bytes", COUNTER, "Pack content evicted from the node cache."),
 }
 
@@ -66,6 +93,15 @@ def packfs_metrics(status: Mapping[str, Any]) -> Iterable[Metric]:
 
     yield Metric("floe_requests", _REQUESTS, COUNTER, ("source",), by_source("requests"))
     yield Metric("floe_bytes", _BYTES, COUNTER, ("source",), by_source("bytes"))
+    states: dict[tuple[str, ...], float] = {
+        (state,): count for state, count in (status.get("completion") or {}).items()
+    }
+    yield Metric("floe_completion_trees", "Mounted trees by the state of their completion.", GAUGE, ("state",), states)
+    yield from _directories(status.get("cache") or ())
+    damaged: dict[tuple[str, ...], float] = {
+        (pack["pack"],): len(pack["frames"]) for pack in status.get("damaged") or ()
+    }
+    yield Metric("floe_packfs_damaged_frames", "Frames found damaged in the store, by pack.", GAUGE, ("pack",), damaged)
     events: dict[tuple[str, ...], float] = {
         (event,): counters[key] for key, event in _EVENTS.items() if key in counters
     }
@@ -74,3 +110,29 @@ def packfs_metrics(status: Mapping[str, Any]) -> Iterable[Metric]:
         for key, (name, kind, text) in table.items():
             if key in source:
                 yield Metric(name, text, kind, (), {(): source[key]})
+
+
+def _directories(disks: Iterable[Mapping[str, Any]]) -> Iterable[Metric]:
+    """Of each directory of the node cache; see CacheWriter.disks."""
+    states: dict[tuple[str, ...], float] = {}
+    held: dict[tuple[str, ...], float] = {}
+    bypassed: dict[tuple[str, ...], float] = {}
+    costs: dict[tuple[str, ...], float] = {}
+    for disk in disks:
+        path = disk["path"]
+        states.update({(path, state): float(state == disk["state"]) for state in ("ok", "full", "left out")})
+        held[path,] = disk["held_bytes"]
+        judged = disk.get("bypass")
+        if judged is not None:
+            bypassed[path,] = float(judged["bypassed"])
+            for source in ("hit", "miss"):
+                costs.update({(path, source, size): took for size, took in judged[f"{source}_seconds"].items()})
+    by_directory = ("directory",)
+    yield Metric(
+        "floe_cache_directory_state", "1 for the state of a cache directory.", GAUGE, ("directory", "state"), states
+    )
+    yield Metric("floe_cache_directory_held_bytes", "Pack content in a cache directory.", GAUGE, by_directory, held)
+    text = "1 while reads go around the directory's disk, to the store."
+    yield Metric("floe_cache_directory_bypassed", text, GAUGE, by_directory, bypassed)
+    text = "Median time of a read that waits for the directory's disk (hit), or for the store (miss), by its bytes."
+    yield Metric("floe_cache_read_seconds", text, GAUGE, ("directory", "source", "bytes"), costs)

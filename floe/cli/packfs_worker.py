@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
 
 from floe.cli import node
 from floe.cli.context import open_cache
 from floe.cli.packfs_metrics import packfs_metrics
 from floe.cli.settings import Settings
 from floe.fuse import worker
+from floe.fuse.damage import DamageReports
 from floe.fuse.pack_reader import PackReader
+from floe.fuse.residency import Mounted, Residency
 from floe.fuse.startup import StartUp
 from floe.protos.packfs_control import PackfsClient
 from floe.store import process
-from floe.store.cache import CacheWriter
+from floe.store.cache import open_writer
 from floe.store.catalog import Catalog
 from floe.store.errors import FloeError
 from floe.store.exposition import Metric, MetricsServer
+from floe.store.ids import ModelRef
 from floe.store.index import NullIndex
 from floe.store.objects import open_store
 from floe.store.objects.retry import RetryingStore
@@ -35,7 +40,9 @@ def run_worker(settings: Settings) -> int:
     with ExitStack() as stack:
         # Not one that retries: the reader does, for as long as anybody waits, and knows why reads wait.
         store = stack.enter_context(closing(open_store(settings.store, retry=False)))
-        writer = stack.enter_context(closing(CacheWriter(open_cache(settings), wait=_PREDECESSOR)))
+        writer = stack.enter_context(
+            closing(open_writer(open_cache(settings), wait=_PREDECESSOR, bypass=settings.cache_bypass))
+        )
         recorder = Recorder()
         reader = PackReader(
             store,
@@ -44,17 +51,75 @@ def run_worker(settings: Settings) -> int:
             deadline=settings.read_deadline,
             budget=settings.fetch_memory,
             recorder=recorder,
+            completion_rate=settings.completion_rate,
         )
         stack.callback(reader.close)
         patient = RetryingStore(store, deadline=settings.store_timeout)
-        startup = StartUp(ProfileStore(Catalog(patient, NullIndex())), writer, reader, recorder, mode=settings.profiles)
+        profiles = ProfileStore(Catalog(patient, NullIndex()))
+        startup = StartUp(profiles, writer, reader, recorder, mode=settings.profiles)
         stack.callback(startup.close)
+
+        def source_of(tree: str) -> str | None:
+            return None if (profile := profiles.of_tree(tree)) is None else profile.source
+
+        residency = Residency(
+            writer,
+            reader,
+            mounted=lambda: _mounted(settings.run_dir),
+            source_of=source_of,
+            completion=settings.completion,
+            policies=settings.model_policy.policies,
+        )
+        stack.callback(residency.close)
+        residency.start()
+        damage = DamageReports(
+            reader.known_damage,
+            patient,
+            mounted=lambda: _mounted(settings.run_dir),
+            packs_of=residency.packs_of,
+            source_of=source_of,
+        )
+        stack.callback(damage.close)
         metrics = _serve_metrics(settings)
         if metrics is not None:
             stack.callback(metrics.close)
+
+        def mounted(tree: str, packs: Sequence[str]) -> None:
+            startup.mounted(tree, packs)
+            residency.mounted(tree, packs)
+
+        def status() -> dict[str, Any]:
+            found = residency.status()
+            damaged, disks = damage.status(), writer.disks()
+            return {"residency": found, "completion": residency.states(found), "cache": disks, "damaged": damaged}
+
         return worker.run_worker(
-            settings.run_dir, reader, busy_poll=settings.busy_poll == "on", mounted=startup.mounted
+            settings.run_dir,
+            reader,
+            busy_poll=settings.busy_poll == "on",
+            patience=settings.read_deadline,
+            mounted=mounted,
+            expected=startup.expected,
+            unexpected=startup.unexpected,
+            more_status=status,
         )
+
+
+def _mounted(run_dir: Path) -> list[Mounted]:
+    """The trees mounted here, the newest first, with the name (of all tags) of those mounted as models."""
+    found = []
+    for mount in node.tree_mounts(run_dir):
+        if mount["mode"] != "store":
+            names = [ModelRef.parse(text).name for text in mount["models"].values()]
+            found.append(Mounted(mount["tree"], names[0] if names else None))
+    return sorted(found, key=lambda mounted: _changed(run_dir / "mounts" / f"{mounted.tree}.json"), reverse=True)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it is just being unmounted
+        return 0.0
 
 
 def _serve_metrics(settings: Settings) -> MetricsServer | None:

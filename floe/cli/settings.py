@@ -17,8 +17,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from floe.cli.policies import Policies
 from floe.cli.sizes import Size
+from floe.cli.trusted import TrustedKeys
 from floe.store.errors import AccessDeniedError, BadInputError, FloeError
+from floe.store.policy import AUTO, BYPASS
 
 DEFAULT_CONFIG = "/etc/floe/config.toml"
 PREFIX = "FLOE_"
@@ -45,13 +48,23 @@ def _optional_path(value: object) -> Path | None:
     return _path(value)
 
 
+def _key_file(value: object) -> Path | None:
+    return None if value == "none" else _path(value)
+
+
 def _paths(value: object) -> tuple[Path, ...]:
-    """Directories with a colon between them, as containerd's config_path; `none` for none."""
+    """Directories, as a list or with a colon between them, as containerd's config_path; `none` for none."""
+    if isinstance(value, list) and all(isinstance(folder, str) and ":" not in folder for folder in value):
+        value = ":".join(value) or "none"
     text = _text(value)
     folders = () if text == "none" else tuple(text.split(":"))
     if not all(folder.startswith(("/", "~")) for folder in folders):
         raise BadInputError(f"{text!r} is not a list of absolute paths", hint="write /path, /path:/path or none")
     return tuple(_path(folder) for folder in folders)
+
+
+def _keys(value: object) -> TrustedKeys:
+    return TrustedKeys.parse(value)
 
 
 def _url(value: object) -> str:
@@ -69,6 +82,14 @@ def _size(value: object) -> Size:
 
 def _bytes(value: object) -> int:
     return Size.parse(value, percent=False).of(0)
+
+
+def _rate(value: object) -> int:
+    return 0 if value == "none" else _bytes(value)
+
+
+def _policies(value: object) -> Policies:
+    return Policies.parse(value, lambda text: dict(_toml().loads(text)))
 
 
 def _seconds(value: object) -> float:
@@ -110,20 +131,39 @@ class Settings:
     )
     root: Path = _setting(Path("/var/lib/floe/snapshotter"), _path, "the snapshotter's directory")
     cache_dir: Path = _setting(Path("/var/cache/floe"), _path, "the node cache's directory")
+    cache_dirs: tuple[Path, ...] = _setting(
+        (), _paths, "further directories of the node cache, on disks of their own: DIR[:DIR...] or none (none)"
+    )
     run_dir: Path = _setting(Path("/run/floe"), _path, "sockets, pid files and mountpoints of the daemons")
     cache_size: Size = _setting(Size(percent=80.0), _size, "node cache: bytes, KiB to TiB, or %% of the disk (80%%)")
     cache_min_free: Size = _setting(Size(percent=10.0), _size, "disk space the node cache leaves free (10%%)")
     store_timeout: float = _setting(30.0, _seconds, "seconds a command keeps trying when the store fails (30)")
     spool_dir: Path | None = _setting(None, _optional_path, "where packs wait for upload (CACHE_DIR/spool)")
     workers: int = _setting(min(8, os.cpu_count() or 1), _count, "files or layers handled in parallel")
-    readahead: int = _setting(64 << 20, _bytes, "bytes fetched ahead of a sequential reader, 0 for none (64MiB)")
+    readahead: int = _setting(128 << 20, _bytes, "bytes fetched ahead of a sequential reader, 0 for none (128MiB)")
     read_deadline: float = _setting(300.0, _seconds, "seconds a read waits for the store before it fails (300)")
-    fetch_memory: int = _setting(128 << 20, _bytes, "bytes of memory for data on its way (128MiB)")
+    fetch_memory: int = _setting(256 << 20, _bytes, "bytes of memory for data on its way (256MiB)")
     busy_poll: str = _setting(
         "on", _one_of("on", "off"), "processor time spent on small reads' latency: on or off (on)"
     )
     profiles: str = _setting(
         "on", _one_of("on", "read", "off"), "start-up profiles: on, read (replayed, not recorded) or off (on)"
+    )
+    completion: str = _setting(
+        "off",
+        _one_of("off", "idle", "always"),
+        "fetch all of what is mounted in the background: off, idle, always (off)",
+    )
+    completion_rate: int = _setting(0, _rate, "bytes a second that completion may fetch, or none (none)")
+    model_policy: Policies = _setting(
+        Policies(), _policies, "policies of models, as a list of TOML tables: completion, pin, share; or none (none)"
+    )
+    signing_key: Path | None = _setting(None, _key_file, "private key that signs what is published: a file, or none")
+    trusted_keys: TrustedKeys = _setting(
+        TrustedKeys(), _keys, "whose signatures count: public keys, files or directories of them, with commas; or none"
+    )
+    cache_bypass: str = _setting(
+        AUTO, _one_of(*BYPASS), "reads go around a cache disk slower than the store: auto, never, always (auto)"
     )
     address: Path | None = _setting(None, _optional_path, "the snapshotter's socket (RUN_DIR/snapshotter.sock)")
     registry_config: tuple[Path, ...] = _setting(
@@ -133,6 +173,9 @@ class Settings:
     )
     prepare_timeout: float = _setting(2.0, _seconds, "seconds the look-ups of one pull may take together (2)")
     on_store_error: str = _setting("unpack", _one_of("unpack", "error"), "a failed look-up: unpack or error (unpack)")
+    prefetch_at_prepare: int = _setting(
+        4 << 30, _bytes, "bytes of a model fetched while its image is pulled, 0 for none (4GiB)"
+    )
     mounter: str = _setting(
         "auto", _one_of("auto", "erofs", "portable"), "what mounts: erofs, portable, or auto: EROFS if there is (auto)"
     )
@@ -141,6 +184,18 @@ class Settings:
     snapshotter_metrics: str | None = _setting(None, _text, "unix:/PATH, LOOPBACK:PORT or none")
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
     log_format: str = _setting("text", _one_of("text", "json"), "text or json")
+
+    @property
+    def cache_roots(self) -> tuple[Path, ...]:
+        """All directories of the node cache. BadInputError when one is named twice."""
+        roots = (self.cache_dir, *self.cache_dirs)
+        twice = next((root for position, root in enumerate(roots) if root in roots[:position]), None)
+        if twice is not None:
+            raise BadInputError(
+                f"{twice} is named twice among cache_dir and cache_dirs",
+                hint="cache_dirs lists what comes beside cache_dir",
+            )
+        return roots
 
     @property
     def spool(self) -> Path:
@@ -241,13 +296,17 @@ def _read_file(path: Path, *, required: bool) -> dict[str, object]:
 
 
 def _parse_toml(data: bytes, path: Path) -> dict[str, object]:
-    # Imported here: most commands on most machines find no file.
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    toml = _toml()
     try:
         values: dict[str, object] = toml.loads(data.decode())
     except (UnicodeDecodeError, toml.TOMLDecodeError) as error:
-        raise BadInputError(f"{path} is not valid TOML: {error}") from error
+        raise BadInputError(f"{path} is not valid TOML: {error}", hint="mend the file, then try again") from error
     return values
+
+
+def _toml() -> Any:
+    # Imported late: most commands on most machines find no file.
+    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:

@@ -10,6 +10,8 @@ from floe.store.errors import BadInputError
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _BY_LOWER = {unit.lower(): factor for unit, factor in _UNITS.items()}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+_SPANS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)")
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 
 
@@ -54,6 +56,14 @@ def format_size(count: float) -> str:
         return f"{int(value)} B"
     digits = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{digits}f} {unit}"
+
+
+def parse_seconds(text: str) -> float:
+    """A span as people write it, `90m`, `24h` or `7d`; a number alone is seconds. BadInputError tells the grammar."""
+    match = _SPAN.fullmatch(text.strip())
+    if match is None:
+        raise BadInputError(f"{text!r} is not a span of time", hint="use s, m, h or d, for example 36h")
+    return float(match[1]) * _SPANS[match[2]]
 
 
 def format_seconds(seconds: float) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 
 from floe.cli.context import make_directory
-from floe.cli.options import MOUNTING, Commands, add_command, add_settings, settings_of
+from floe.cli.options import MOUNTING, TRUSTING, Commands, add_command, add_settings, settings_of
 
-KEYS = ("address", "prepare_timeout", "on_store_error")
+KEYS = ("address", "prepare_timeout", "on_store_error", "prefetch_at_prepare")
 
 
 def add_parser(commands: Commands) -> None:
     """Add `floe snapshotter`."""
     parser = add_command(commands, "snapshotter", "Run the containerd snapshotter in the foreground.", run)
-    add_settings(parser, *KEYS, *MOUNTING)
+    add_settings(parser, *KEYS, *MOUNTING, *TRUSTING)
     add_settings(parser, "snapshotter_metrics", aliases=("--metrics",))
 
 
@@ -34,11 +34,14 @@ def run(args: argparse.Namespace) -> int:
             address=settings.socket,
             root=settings.root,
             run_dir=settings.run_dir,
-            cache_dir=settings.cache_dir,
+            cache_dir=settings.cache_roots[0],
+            cache_dirs=settings.cache_roots[1:],
             store_url=settings.store,
             index_url=None if settings.index == "none" else settings.index,
+            trusted_keys=settings.trusted_keys.sources,
             prepare_timeout=settings.prepare_timeout,
             on_store_error=settings.on_store_error,
+            prefetch_at_prepare=settings.prefetch_at_prepare,
             mounter=settings.mounter,
             loop=settings.loop,
             log_level=settings.log_level,

@@ -14,7 +14,6 @@ from floe.cli.options import Commands, add_command, add_commands, add_json, sett
 if TYPE_CHECKING:
     from floe.store.objects.base import ObjectStore
     from floe.store.objects.check import Report
-    from floe.store.objects.multipart import Uploads
 
 _ROLES = ("reader", "writer", "remover")
 _CONDITIONS = {
@@ -69,13 +68,14 @@ def run_check(args: argparse.Namespace) -> int:
     """Try, clean up, say what is missing. 0 when the role's needs are met."""
     from floe.store.objects import open_store  # noqa: PLC0415 - lazy: keeps --help fast
     from floe.store.objects.check import check_store  # noqa: PLC0415 - likewise
+    from floe.store.objects.multipart import uploads_of  # noqa: PLC0415 - likewise
     from floe.store.objects.retry import RetryingStore  # noqa: PLC0415 - likewise
 
     settings = settings_of(args)
     inner = open_store(settings.store, retry=False)
     kms_key = getattr(getattr(inner, "address", None), "kms_key", None)
     with closing(RetryingStore(inner, deadline=settings.store_timeout)) as store:
-        report = check_store(store, _uploads(inner), kms_key=kms_key)
+        report = check_store(store, uploads_of(inner), kms_key=kms_key)
     satisfied = report.satisfied(args.role)
     if args.json:
         output.print_json(_json(report, args.role))
@@ -98,11 +98,6 @@ def _ensure_bucket(store: ObjectStore, project: str | None) -> bool:
         if isinstance(store, GCSStore):
             return ensure_gcs_bucket(store, project)
     return False
-
-
-def _uploads(store: ObjectStore) -> Uploads | None:
-    multipart = getattr(store, "multipart", None)
-    return None if multipart is None else multipart.uploads
 
 
 def _json(report: Report, role: str) -> dict[str, Any]:

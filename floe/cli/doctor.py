@@ -1,0 +1,94 @@
+"""`floe doctor`: what on this node would keep Floe from working, and what mends it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from floe.cli import node, output
+from floe.cli.options import Commands, add_command, add_json, add_settings, settings_of
+from floe.store.errors import BadInputError
+
+if TYPE_CHECKING:
+    from floe.doctor.finding import Finding, Node
+
+_SECONDS = 20.0
+_MARKS = {"ok": "ok", "skipped": "-", "warning": "WARNING", "error": "ERROR"}
+
+
+def add_parser(commands: Commands) -> None:
+    """Add `floe doctor`."""
+    text = "Look for what would keep Floe from working here; exit status 1 for errors, 3 for warnings only."
+    parser = add_command(commands, "doctor", text, run)
+    parser.add_argument(
+        "--role", choices=("reader", "writer", "remover"), default="reader", help="whose needs (reader)"
+    )
+    parser.add_argument("--probe-writes", action="store_true", help="also try what writes: store, cache disk, kernel")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, metavar="N", help=f"how long to wait ({_SECONDS:g})")
+    parser.add_argument(
+        "--containerd-config", type=Path, metavar="FILE", help="containerd's (/etc/containerd/config.toml)"
+    )
+    parser.add_argument("--containerd", type=Path, metavar="FILE", help="containerd's program (containerd on the PATH)")
+    add_settings(parser, "address", "read_deadline")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine, print, and end as badly as it looks."""
+    from floe.doctor.examine import examine, exit_code  # noqa: PLC0415 - lazy: keeps --help fast
+
+    if not 0 < args.seconds <= 3600:
+        raise BadInputError(f"{args.seconds:g} s is no time to wait", hint="give --seconds above 0, an hour at most")
+    found = examine(_node(args), args.seconds, _say)
+    code = exit_code(found)
+    if args.json:
+        output.print_json({"exit_status": code, "findings": [asdict(finding) for finding in found]})
+    else:
+        _show(found)
+    return code
+
+
+def _show(found: list[Finding]) -> None:
+    output.table(("CHECK", "", "FINDING"), [(one.check, _MARKS[one.level], one.text) for one in found])
+    to_mend = [one for one in found if one.mend and one.level in ("warning", "error")]
+    if to_mend:
+        output.line()
+        for one in to_mend:
+            output.line(f"{one.check}: {one.mend}")
+    counts = {level: sum(one.level == level for one in found) for level in ("error", "warning", "skipped")}
+    output.line()
+    output.line(f"{counts['error']} errors, {counts['warning']} warnings, {counts['skipped']} skipped")
+
+
+def _say(check: str) -> None:
+    if sys.stderr.isatty():
+        output.note(f"doctor: {check} looked at")
+
+
+def _node(args: argparse.Namespace) -> Node:
+    from floe.doctor.finding import Node  # noqa: PLC0415 - lazy: keeps --help fast
+
+    settings = settings_of(args)
+    return Node(
+        store=settings.store,
+        index=settings.index,
+        cache_dirs=settings.cache_roots,
+        run_dir=settings.run_dir,
+        root=settings.root,
+        socket=settings.socket,
+        min_free=settings.cache_min_free.of,
+        read_deadline=settings.read_deadline,
+        trusted_keys=settings.trusted_keys.sources,
+        signing_key=settings.signing_key,
+        packfs=lambda: node.packfs_status(settings),
+        snapshotter=lambda: node.snapshotter_status(settings.run_dir),
+        index_state=lambda: node.index_status(settings),
+        index_denied=lambda writes: node.index_denied(settings, writes=writes),
+        role=args.role,
+        may_write=args.probe_writes,
+        containerd_config=(args.containerd_config or Path("/etc/containerd/config.toml")).absolute(),
+        containerd=args.containerd,
+    )
