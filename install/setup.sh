@@ -73,29 +73,31 @@ if [ "$profile" != demo ] && ! command -v redis-server >/dev/null; then
   ln -sfn "$(command -v redis-check-rdb)" "$tools/host/usr/bin/redis-server" # it goes by the name it is called by
 fi
 
-# A second, newer containerd for the tests, from the newest Debian suite that carries it, by the machine's own mirror
-# and keyring; its package lists are kept apart from the machine's.
-newer=$tools/containerd-2.1
-if [ "$profile" = test ] && [ ! -x "$newer/bin/containerd" ]; then
+# A second, newer containerd, for the benchmarks also soci-snapshotter, from the newest Debian suite that carries them, by the
+# machine's own mirror and keyring; its package lists are kept apart from the machine's.
+# newer PACKAGE FOLDER: its files below usr/.
+newer() {
+  local package=$1 folder=$2 mirror lists options
   # shellcheck disable=SC1091
-  [ "$(. /etc/os-release && echo "$ID")" = debian ] || newer=
-  if [ -n "$newer" ]; then
-    say "unpacking a containerd 2.1 into .tools/containerd-2.1"
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' |
-      { grep -v -e security -e backports || true; } | head -n 1) # no match is no reason to end without a word
-    [ -n "$mirror" ] || die "no Debian mirror in /etc/apt" "add one, then run it again"
-    lists=$tools/newer-suite
-    mkdir -p "$lists/lists/partial" "$lists/cache/archives/partial"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror forky main" >"$lists/sources.list"
-    options=(-o "Dir::Etc::sourcelist=$lists/sources.list" -o Dir::Etc::sourceparts=/dev/null
-      -o "Dir::State::lists=$lists/lists" -o "Dir::Cache=$lists/cache" -o APT::Sandbox::User=root)
-    quietly apt-get -q "${options[@]}" update
-    unpack containerd "$newer.new" "${options[@]}"
-    rm -rf "$newer" "$lists"
-    mv "$newer.new/usr" "$newer"
-    rm -rf "$newer.new"
-  fi
-fi
+  [ ! -e "$folder/bin" ] && [ "$(. /etc/os-release && echo "$ID")" = debian ] || return 0
+  say "unpacking a newer $package into .tools/${folder##*/}"
+  # shellcheck disable=SC2016
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' |
+    { grep -v -e security -e backports || true; } | head -n 1) # no match is no reason to end without a word
+  [ -n "$mirror" ] || die "no Debian mirror in /etc/apt" "add one, then run it again"
+  lists=$tools/newer-suite
+  mkdir -p "$lists/lists/partial" "$lists/cache/archives/partial"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror forky main" >"$lists/sources.list"
+  options=(-o "Dir::Etc::sourcelist=$lists/sources.list" -o Dir::Etc::sourceparts=/dev/null
+    -o "Dir::State::lists=$lists/lists" -o "Dir::Cache=$lists/cache" -o APT::Sandbox::User=root)
+  quietly apt-get -q "${options[@]}" update
+  unpack "$package" "$folder.new" "${options[@]}"
+  rm -rf "$folder" "$lists"
+  mv "$folder.new/usr" "$folder"
+  rm -rf "$folder.new"
+}
+[ "$profile" = demo ] || newer containerd "$tools/containerd-2.1"
+[ "$profile" != bench ] || newer soci-snapshotter "$tools/soci"
 
 # Python: one virtual environment, made again when what it must hold has changed.
 stamp=$tools/venv.$profile

@@ -1,0 +1,146 @@
+"""Units: installed, enabled, started, and replaced by those of another version under containers that read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bootstrap.environment import COMMAND, CURRENT, clean
+from bootstrap.errors import NodeError
+from bootstrap.record import Record
+from bootstrap.settings import FILE
+from bootstrap.system import property_of, read, run, say, systemctl
+
+_HERE = Path(__file__).resolve().parent
+UNITS = _HERE.parent / "systemd"  # in a checkout, and beside this program where it was installed to
+PLACE = Path("/etc/systemd/system")
+NODE, PACKFS, SNAPSHOTTER = "floe-node.service", "floe-packfs.service", "floe-snapshotter.service"
+DAEMONS = (PACKFS, SNAPSHOTTER)
+_RUN = Path("/run/floe")
+_PATIENCE = 90.0  # seconds for a successor to serve
+
+
+def unit_files() -> dict[str, bytes]:
+    """Every unit, by name. NodeError when they are not where they belong."""
+    found = {path.name: path.read_bytes() for path in sorted(UNITS.glob("*")) if path.is_file()}
+    missing = [name for name in DAEMONS if name not in found]
+    if missing:
+        raise NodeError(f"there is no {UNITS}/{missing[0]}", "run the bootstrap-node.sh of a whole checkout")
+    return {**found, NODE: (_HERE / NODE).read_bytes()}
+
+
+def install(record: Record) -> bool:
+    """Have the units there and enabled; whether anything changed."""
+    changed = False
+    for name, data in unit_files().items():
+        changed = record.put(PLACE / name, data) or changed
+    enabled = [name for name in (NODE, *DAEMONS) if not _is_enabled(name)]
+    if enabled:
+        record.data["enabled"] = sorted({*record.data.get("enabled", ()), *enabled})
+        record.save()
+        systemctl("enable", *enabled)
+    return changed
+
+
+def _is_enabled(name: str) -> bool:
+    return systemctl("is-enabled", "--quiet", name, check=False).returncode == 0
+
+
+def state() -> str:
+    """A digest of what running daemons would differ by: program, settings, units."""
+    total = hashlib.sha256(os.path.realpath(CURRENT).encode())
+    for path in (FILE, *(PLACE / name for name in DAEMONS)):
+        total.update(read(path).encode() + b"\0")
+    return total.hexdigest()
+
+
+def start(record: Record) -> list[str]:
+    """Have the daemons run, of this version and by these settings. Containers read on meanwhile. What was done; NodeError."""
+    systemctl("daemon-reload")
+    active = [name for name in DAEMONS if property_of(name, "ActiveState") == "active"]
+    wanted = state()
+    done = []
+    if len(active) == len(DAEMONS) and record.data.get("running") != wanted:
+        _replace()
+        done.append("replaced the running daemons")
+    elif len(active) < len(DAEMONS):
+        say("starting the daemons")
+        # The unit that mounts the disks did so in this run; it is marked as done, so that they need not wait for it.
+        systemctl("start", NODE, *DAEMONS)
+        if active:
+            _replace(SNAPSHOTTER in active, PACKFS in active)
+        done.append("started floe-packfs and floe-snapshotter")
+    for name in DAEMONS:
+        if property_of(name, "ActiveState") != "active":
+            raise NodeError(f"{name} does not run", f"journalctl -u {name} says why")
+    record.data["running"] = wanted
+    record.save()
+    return done
+
+
+def _replace(snapshotter: bool = True, packfs: bool = True) -> None:  # noqa: FBT001, FBT002 - which of the two
+    """One process after the other: the keeper hands its mount over by way of systemd's store, the worker to its successor."""
+    if snapshotter:
+        say("replacing the snapshotter")
+        systemctl("restart", SNAPSHOTTER)
+    if packfs:
+        say("replacing the pack filesystem")
+        keeper = property_of(PACKFS, "MainPID")
+        if keeper in ("", "0") or keeper != read(_RUN / "keeper.pid").strip():
+            raise NodeError(
+                f"{_RUN}/keeper.pid does not name the process of {PACKFS}",
+                "systemctl status floe-packfs; drain the node, then restart it",
+            )
+        worker = read(_RUN / "worker.pid").strip()
+        os.kill(int(keeper), signal.SIGKILL)
+        _wait(lambda: property_of(PACKFS, "MainPID") not in ("", "0", keeper) and _serves())
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.kill(int(worker), signal.SIGTERM)
+        _wait(lambda: read(_RUN / "worker.pid").strip() not in ("", worker) and _serves())
+
+
+def _wait(good: Callable[[], bool]) -> None:
+    until = time.monotonic() + _PATIENCE
+    while not good():
+        if time.monotonic() > until:
+            raise NodeError(
+                "the pack filesystem's successor does not serve",
+                "journalctl -u floe-packfs says why; readers wait meanwhile",
+            )
+        time.sleep(0.2)
+
+
+def _serves() -> bool:
+    done = run(COMMAND, "status", "--json", check=False, seconds=60, environ=clean())
+    try:
+        return bool(json.loads(done.stdout)["packfs"]["running"])
+    except (ValueError, KeyError):
+        return False
+
+
+# undo
+
+
+def stop() -> None:
+    """End the daemons, the snapshotter first. NodeError when one of them stays, for something uses it."""
+    for name in (SNAPSHOTTER, PACKFS, NODE):
+        if property_of(name, "LoadState") == "loaded":
+            systemctl("stop", name)
+            if property_of(name, "ActiveState") not in ("inactive", "failed"):
+                raise NodeError(f"{name} does not end", f"journalctl -u {name} says what still uses it")
+
+
+def disable(record: Record) -> None:
+    """No longer at boot."""
+    enabled: Iterable[str] = record.data.get("enabled", [])
+    there = [name for name in enabled if (PLACE / name).exists()]
+    if there:
+        systemctl("disable", *there)
+    record.data["enabled"] = []
+    record.save()

@@ -1,0 +1,119 @@
+"""All of it taken back, in the order in which things need each other; a second run goes on where one was interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bootstrap import containerd, environment, services, storage
+from bootstrap.errors import NodeError
+from bootstrap.node import mounts_from
+from bootstrap.record import Record
+from bootstrap.system import booted, read, run, say, systemctl
+
+_STORE = Path("/var/lib/floe/store")
+_INDEX = Path("/var/lib/floe/index.db")
+
+
+def describe(record: Record) -> list[str]:
+    """What will be taken back; nothing where nothing was done."""
+    if not record.exists:
+        return []
+    lines = []
+    if record.data.get("containerd"):
+        lines.append("take Floe out of containerd's configuration, and restart containerd")
+    lines.append("stop the daemons, and take away their units")
+    lines += [f"put back or remove {path}" for path in sorted(record.data["files"])]
+    lines += [f"remove the cache {path}" for path in record.data.get("caches", ())]
+    if record.data.get("formatted") or record.data["formatting"]:
+        lines.append("empty the disks that were formatted")
+    lines += [f"remove {path}" for path in record.data.get("state", ()) if Path(path).exists()]
+    lines.append(f"remove Floe from {environment.OPT}")
+    return lines
+
+
+def check(record: Record) -> None:
+    """NodeError when something still needs Floe: nothing was changed."""
+    if not booted() or not environment.COMMAND.exists():
+        return
+    if record.data.get("containerd"):
+        containerd.unconfigure(record.asked, dry_run=True)
+    done = run(environment.COMMAND, "status", "--json", check=False, environ=environment.clean())
+    try:
+        mounts = json.loads(done.stdout)["mounts"]
+    except (ValueError, KeyError):
+        return
+    uses = [str(use) for mount in mounts for use in mount["uses"] or [mount["tree"]]]
+    if uses:
+        more = f" and {len(uses) - 5} more" if len(uses) > 5 else ""
+        raise NodeError(
+            f"{len(uses)} uses of Floe's mounts are left: {', '.join(uses[:5])}{more}",
+            "drain the node, remove its containers, crictl rmi --all, floe umount what floe model mount mounted; then run this again",
+        )
+
+
+def uninstall(record: Record) -> dict[str, Any]:
+    """Take it back. What was done and what stayed, for a report. NodeError: it stopped there, and the next run goes on."""
+    done: list[str] = []
+    notes: list[str] = []
+    if record.data.get("containerd"):
+        if environment.COMMAND.exists():
+            answer = containerd.unconfigure(record.asked)
+            notes += answer["notes"]
+            if answer["changed"]:
+                record.data["restart_containerd"] = True
+                done.append(f"took Floe out of {answer['file']}")
+        record.data["containerd"] = False
+        record.save()
+    if booted():
+        if record.data.get("restart_containerd"):
+            done.append(containerd.restart())
+            record.data.pop("restart_containerd")
+            record.save()
+        say("stopping the daemons")
+        services.stop()
+        _check_unmounted()
+    services.disable(record)
+    for path in sorted(record.data["files"]):
+        note = record.take_back(path)
+        if note:
+            notes.append(note)
+    if booted():
+        systemctl("daemon-reload")
+    done.append("stopped the daemons; took away units, settings and program")
+    notes += storage.remove(record)
+    for path in record.data.get("state", []):
+        _remove_state(Path(path))
+    environment.remove_all()
+    if _STORE.exists():
+        notes.append(f"the store in {_STORE} is yours, and stays")
+    packages = record.data.get("packages", [])
+    if packages:
+        notes.append(f"these packages were installed, and stay: {', '.join(packages)}; apt-get purge takes them away")
+    record.forget()
+    return {"done": done, "notes": notes, "warnings": [], "next": [], "exit_status": 0}
+
+
+def _check_unmounted() -> None:
+    """NodeError when a mount of Floe's is left although nobody serves it."""
+    left = [one.target for one in mounts_from(read(Path("/proc/self/mountinfo"))) if _is_floes(one.target)]
+    if left:
+        raise NodeError(
+            f"still mounted: {', '.join(left)}",
+            "floe umount them while floe-packfs runs, or reboot; then run this again",
+        )
+
+
+def _is_floes(target: str) -> bool:
+    return target.startswith(("/run/floe/", "/var/lib/floe/snapshotter/"))
+
+
+def _remove_state(path: Path) -> None:
+    if path == _INDEX:
+        if not _STORE.exists():  # the index of a store that stays, stays with it
+            for one in path.parent.glob(path.name + "*"):
+                one.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
