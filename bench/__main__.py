@@ -4,19 +4,15 @@ With --local only what needs no server: native ext4 and EROFS, Floe resident, th
 """
 
 import argparse
-import json
 import os
 import platform
-import shutil
-import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from bench import data, native, workloads
+from bench import command, data, native, workloads
 from bench.floe_node import FloeNode
 from bench.report import Results
 
@@ -28,20 +24,13 @@ JUICE, GETS = "juicefs", "ranged GETs"
 def main() -> int:
     """Make the data, mount every subject, measure, print."""
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is mounted is unmounted then, too
-    work = Path(tempfile.mkdtemp(prefix="floe-bench-", dir=options.dir))
-    try:
+    with command.folder(options.dir) as work:
         results = _measure(work, options)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results.as_json(), indent=1) + "\n")
     if options.plot:
         from bench.plot import draw  # noqa: PLC0415 - its library is wanted here alone
 
         draw(results.as_json(), options.plot)
-    print(json.dumps(results.as_json(), indent=1) if options.json else results.as_text())
+    command.show(options, results.as_json(), results.as_text())
     return 0
 
 
@@ -135,20 +124,8 @@ def _with_peers(
 
     cold = FloeNode(work, "cold", store)
     stack.callback(cold.umount)
-    access, secret = servers.KEYS
-    gets = peers.RangedGets(
-        work,
-        source / "large.bin",
-        {
-            "bucket": s3.bucket(),
-            "endpoint": s3.endpoint,
-            "region": "us-east-1",
-            "access_key_id": access,
-            "secret_access_key": secret,
-            "virtual_hosted_style_request": False,
-            "client_options": {"allow_http": True},
-        },
-    )
+    gets = peers.RangedGets(work, peers.s3_config(s3.bucket(), s3.endpoint, servers.KEYS))
+    gets.put("large.bin", source / "large.bin")
     mounts: dict[str, list[float]] = {COLD: [], JUICE: []}
     for title, workload in workloads.FIRST_READS.items():
         if options.only not in title:
@@ -169,7 +146,7 @@ def _with_peers(
             JUICE: partial(first, juice, JUICE),
         }
         if title.endswith(workloads.LARGE):
-            runs[GETS] = partial(after_emptying, gets.fetch)
+            runs[GETS] = partial(after_emptying, partial(gets.fetch, "large.bin"))
         _say(f"{title}: {', '.join(runs)}")
         runs["native erofs"]()
         results.measure(title, options.first_rounds, lambda runs=runs: {name: run() for name, run in runs.items()})

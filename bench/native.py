@@ -51,14 +51,14 @@ def erofs(work: Path, data: Path) -> Iterator[Path]:
     finally:
         context.close()
     try:
-        _set_read_ahead(folder)
+        set_read_ahead(folder, 1024)
         yield folder
     finally:
         run("umount", folder)
 
 
-def _set_read_ahead(mountpoint: Path, kib: int = 1024) -> None:
-    """Read-ahead of the EROFS mount at `mountpoint`, as Floe's tree mounter sets it."""
+def set_read_ahead(mountpoint: Path, kib: int) -> None:
+    """Read-ahead of the EROFS mount at `mountpoint`; Floe's tree mounter sets 1024 KiB."""
     fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
     try:
         name = syscalls.sysfs_name(fd)

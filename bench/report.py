@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,11 @@ class Results:
             kept, self.unsteady = seen, [*self.unsteady, workload]
         self.discarded[workload] = len(seen) - len(kept)
         self.seconds[workload] = {name: [r[name] for r in kept] for name in kept[0]}
+
+    def add(self, workload: str, rounds: Sequence[Mapping[str, float]], base: str) -> None:
+        """Take rounds that were measured already, all of them; speeds are relative to the subject `base`."""
+        self.bases[workload], self.discarded[workload] = base, 0
+        self.seconds[workload] = {name: [r[name] for r in rounds] for name in rounds[0]}
 
     def as_json(self) -> dict[str, Any]:
         """Medians, speed relative to the workload's base and to ext4 (above 1: faster), and every measured second."""
@@ -76,6 +81,12 @@ class Results:
                 )
         lines += [f"{key}: {value}" for key, value in self.facts.items()]
         return "\n".join(lines)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The smallest of `values` that at least `share` of them do not exceed (nearest rank)."""
+    ranked = sorted(values)
+    return ranked[max(0, -(-round(share * 10_000) * len(ranked) // 10_000) - 1)]
 
 
 def _speed_to(base: str) -> str:

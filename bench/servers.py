@@ -4,11 +4,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from support.redis_server import RedisServer
 from support.seaweed import ACCESS_KEY, SECRET_KEY, Seaweed
+from support.slow_disk import SlowDisk, drop_page_cache, slow_disk
+from support.slow_proxy import SlowProxy
+
+__all__ = ["KEYS", "SlowDisk", "drop_page_cache", "redis", "s3", "slow_disk", "slowed"]
 
 KEYS = (ACCESS_KEY, SECRET_KEY)
 
@@ -31,3 +36,14 @@ def redis(work: Path) -> Iterator[str]:
         yield f"redis://127.0.0.1:{server.port}/0"
     finally:
         server.stop()
+
+
+@contextmanager
+def slowed(server: Seaweed, *, latency: float, rate: float | None = None) -> Iterator[str]:
+    """An endpoint that reaches a server behind `latency` seconds and one line of `rate` bytes a second."""
+    upstream = urlsplit(server.endpoint)
+    proxy = SlowProxy((upstream.hostname or "", upstream.port or 0), latency=latency, rate=rate)
+    try:
+        yield f"http://{proxy.address}"
+    finally:
+        proxy.close()

@@ -12,14 +12,11 @@ zstd's do not.
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -29,7 +26,7 @@ from typing import Any
 
 import obstore
 
-from bench import data, servers
+from bench import command, data, servers
 from bench.floe_node import FloeNode
 from bench.native import run
 from bench.report import Results
@@ -50,32 +47,17 @@ CONNECTIONS = (2, 4, 8, 16)  # tried for the raw upload; the best is kept
 def main() -> int:
     """Make the layer and the weights, measure, print."""
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    work = Path(tempfile.mkdtemp(prefix="floe-bench-", dir=options.dir))
-    try:
-        with servers.s3(work) as s3:
-            results = _Writing(work, s3, options).measure()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results.as_json(), indent=1) + "\n")
-    print(json.dumps(results.as_json(), indent=1) if options.json else results.as_text())
-    return 0
+    return command.run(
+        options, lambda stack, work: _Writing(work, stack.enter_context(servers.s3(work)), options).measure()
+    )
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.write", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("write", __doc__, rounds=5, free="20 GiB")
     parser.add_argument("--layer", type=int, default=500, help="least size of the layer in MB (default 500)")
     parser.add_argument("--files", type=int, default=20_000, help="least number of its files (default 20000)")
     parser.add_argument("--size", type=int, default=1024, help="size of the weights in MiB (default 1024)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each workload (default 5)")
     parser.add_argument("--only", choices=("index", "push"), help="measure one of the two alone")
-    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where to work; a real disk, 20 GiB free")
-    parser.add_argument("--output", type=Path, help="write JSON to this file too, e.g. bench/results/write.json")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     if shutil.which("zstd") is None:
         parser.error("there is no zstd to compare with: apt install zstd")
