@@ -2,7 +2,7 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: check test soak demo bench format protos
+.PHONY: check test soak fuzz demo bench format protos
 
 check:
 	$(VENV)/bin/ruff format --check .
@@ -17,9 +17,13 @@ format:
 test:
 	install/test.sh
 
-# Ten minutes of random kills; SOAK="--seconds 60 --seed 1" for other than that.
+# Thirty minutes of random work, kills and faults; SOAK="--seconds 300 --seed 1" for other than that.
 soak:
-	PYTHONPATH=tests $(PY) tests/soak/soak.py $(SOAK)
+	PYTHONPATH=tests $(PY) -m soak $(SOAK)
+
+# Ten minutes of processor time for every parser; FUZZ="tree --seconds 60 --keep" for other than that.
+fuzz:
+	PYTHONPATH=tests $(PY) tests/fuzz/runner.py $(FUZZ)
 
 demo:
 	install/demo.sh

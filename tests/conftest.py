@@ -1,4 +1,4 @@
-"""What every test shares: the path to `support`, and a sweep of leftovers first and last."""
+"""What every test shares: the paths to `support` and to what runs before Floe is installed, and a sweep of leftovers first and last."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "install"))
 
 from support import sweep
 

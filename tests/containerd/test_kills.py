@@ -41,7 +41,7 @@ def test_containerd_and_snapshotter_are_killed_under_a_reader(node):
     node.finish(container)
 
 
-@on(*((version, index) for version in NEWEST for index in fleet.INDEXES))
+@on(*((version, CLUSTER) for version in NEWEST))
 def test_the_worker_is_killed_under_a_reader_and_successors_answer(node):
     container = node.read()
     for _ in range(KILLS):

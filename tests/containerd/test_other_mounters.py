@@ -63,6 +63,7 @@ def loops(daemons):
     return [file for file in attached_loops().values() if file.startswith(str(daemons.home))]
 
 
+@pytest.mark.slow
 def test_an_image_equals_the_unpacked_one_and_all_is_given_back(daemons, registry, tmp_path):
     image = build_oci(tmp_path / "image", [busybox(applets=(*APPLETS, "sort")), content, change], tag="1")
     reference = registry.add(image, "app")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.snapshots import REF, Node, Status, mounted, status
+from support.snapshots import REF, Status, mounted, nodes, status
 
 from floe.store.errors import AccessDeniedError, DamagedError, DeadlineError, NotFoundError, UnavailableError
 from floe.store.ids import hexdigest
@@ -19,19 +19,8 @@ CHAIN_2 = "sha256:" + "b" * 64
 
 @pytest.fixture
 def make(tmp_path):
-    nodes = []
-
-    def make(**settings):
-        node = Node(tmp_path / f"n{len(nodes)}", **{"prepare_timeout": 0.5, **settings})
-        nodes.append(node)
-        return node
-
-    yield make
-    for node in nodes:
-        if node.layers.gate is not None:
-            node.layers.gate.set()
-        node.stop()
-        node.layers.close()
+    with nodes(tmp_path, prepare_timeout=0.5) as make:
+        yield make
 
 
 def index(node, chain, text="lazy", *, remote=True):

@@ -169,6 +169,17 @@ def test_full_disk_is_named_and_changes_nothing(node):
     node.client.prepare("again", "")
 
 
+def test_a_database_that_cannot_be_written_refuses_and_loses_nothing(node):
+    node.client.prepare("before", "")
+    node.snapshotter._meta._db.execute("PRAGMA query_only = 1")
+    assert status(node.client.prepare, "meanwhile", "") is Status.UNAVAILABLE
+    assert status(node.client.remove, "before") is Status.UNAVAILABLE
+    assert node.client.mounts("before")  # containers that run go on, and start again
+    node.snapshotter._meta._db.execute("PRAGMA query_only = 0")
+    assert set(node.client.names()) == {"before"}
+    node.client.prepare("meanwhile", "")
+
+
 def test_errors_of_the_disk_have_their_own_class(node, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")

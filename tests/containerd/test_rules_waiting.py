@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.mounts import until
-from support.snapshots import REF, DirectoryLayers, Node, Status, status
+from support.snapshots import REF, DirectoryLayers, Status, nodes, status
 
 from floe.snapshotter import lazymounts
 from floe.snapshotter.service import THREADS
@@ -42,19 +42,8 @@ class SlowLayers(DirectoryLayers):
 
 @pytest.fixture
 def make(tmp_path):
-    nodes = []
-
-    def make(layers=None, **settings):
-        node = Node(tmp_path / f"n{len(nodes)}", layers, **settings)
-        nodes.append(node)
-        return node
-
-    yield make
-    for node in nodes:
-        if node.layers.gate is not None:
-            node.layers.gate.set()
-        node.stop()
-        node.layers.close()
+    with nodes(tmp_path) as make:
+        yield make
 
 
 def index(node, name):

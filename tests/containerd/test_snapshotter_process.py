@@ -200,6 +200,44 @@ def test_a_stop_waits_for_a_clean_up_to_end_early(tmp_path):
     assert not any(upper.exists() for upper in uppers)
 
 
+def test_one_that_hangs_in_its_database_says_no_more_that_it_lives(tmp_path, monkeypatch):
+    config = SnapshotterConfig(
+        address=tmp_path / "r" / "s.sock",
+        root=tmp_path / "root",
+        run_dir=tmp_path / "r",
+        cache_dir=tmp_path / "cache",
+        store_url="memory://",
+    )
+    stop, go = threading.Event(), threading.Event()
+    go.set()
+    metrics = Snapshotter.metrics
+
+    def asked(self):
+        go.wait(20)
+        return metrics(self)
+
+    monkeypatch.setattr(Snapshotter, "metrics", asked)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
+        inbox.bind(str(tmp_path / "notify"))
+        inbox.settimeout(0.5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+        running = threading.Thread(target=run, args=(config, DirectoryLayers(), stop))
+        running.start()
+        try:
+            assert inbox.recv(100) == b"READY=1"
+            assert [inbox.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+            go.clear()
+            with pytest.raises(TimeoutError):
+                [inbox.recv(100) for _ in range(3)]  # one may have been on its way
+            go.set()
+            assert inbox.recv(100) == b"WATCHDOG=1"
+        finally:
+            go.set()
+            stop.set()
+            running.join()
+
+
 def test_a_signal_that_another_thread_gets_stops_it():
     script = (
         "import signal; from floe.snapshotter.daemon import _stop_signal; stop = _stop_signal();"

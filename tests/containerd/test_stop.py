@@ -69,6 +69,7 @@ class Quickly:
         assert took < QUICK, f"took {took:.1f} s"
 
 
+@pytest.mark.slow
 def test_a_stopped_packfs_resumes_and_nothing_of_floe_hangs_meanwhile(node, model):
     container = node.read()
     first = node.daemons.packfs

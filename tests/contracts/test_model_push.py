@@ -26,6 +26,7 @@ from floe.store.index import open_index
 from floe.store.nodes import CHUNK
 from floe.store.objects import open_store
 from floe.store.packindex import BLOCK, LAYER_FRAME, MODEL_FRAME
+from floe.store.protection import Protection
 from floe.store.records import KIND_LAYER
 
 REF = ModelRef("m")
@@ -359,13 +360,13 @@ def test_progress_counts_every_byte(catalog, model, tmp_path):
 def test_a_stored_tree_is_placed_at_a_path(catalog, model, tmp_path):
     result = push(catalog, model, tmp_path)
     placed = place_tree(read_tree(catalog, result.manifest.tree.digest), "/opt/models/m")
-    tree = read_tree(catalog, publish_tree(catalog, placed))
+    tree = read_tree(catalog, publish_tree(catalog, placed, Protection(catalog.store)))
     packs = read_packs(catalog, result.manifest)
     weights = find(tree, b"opt/models/m/weights.safetensors")
     assert content_of(weights, packs) == (model / "weights.safetensors").read_bytes()
     catalog.store.delete(layout.pack_index_key(result.manifest.packs[0].id))
     with pytest.raises(DamagedError, match="missing"):
-        publish_tree(catalog, placed)
+        publish_tree(catalog, placed, Protection(catalog.store))
 
 
 def test_an_early_end_of_a_stream_is_bad_input(catalog, tmp_path):

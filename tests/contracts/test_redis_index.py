@@ -422,6 +422,7 @@ def test_credentials_that_cannot_be_had_are_said_and_nothing_is_sent_without(own
 # A cluster that changes
 
 
+@pytest.mark.slow
 def test_moved_slots_a_fail_over_and_a_missing_shard(tmp_path, opened, monkeypatch):
     cluster = redis_server.Cluster(tmp_path / "cluster", "--cluster-node-timeout", "1000")
     try:

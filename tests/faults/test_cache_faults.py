@@ -18,7 +18,7 @@ from support.stores import RecordingStore
 
 from floe.fuse.pack_reader import PackReader
 from floe.store.blocks import Blocks
-from floe.store.cache import CacheWriter, NodeCache, cached_pack
+from floe.store.cache import CacheWriter, NodeCache, cached_pack, packfiles
 from floe.store.errors import BusyError, DamagedError, NotFoundError
 from floe.store.frames import VerifiedFrame
 from floe.store.objects.memory import MemoryStore
@@ -500,7 +500,7 @@ def test_what_is_written_past_the_page_cache_is_on_the_disk_alone(on_disk, stack
 def test_where_nothing_can_be_written_past_the_page_cache_it_is_written_through_it(
     on_disk, stack, monkeypatch, refuses
 ):
-    real, refused = {"open": os.open, "write": cached_pack.write_pieces}[refuses], []
+    real, refused = {"open": os.open, "write": packfiles.write_pieces}[refuses], []
 
     def refuse(where, *arguments):
         flags = arguments[0] if refuses == "open" else fcntl.fcntl(where, fcntl.F_GETFL)
@@ -509,7 +509,7 @@ def test_where_nothing_can_be_written_past_the_page_cache_it_is_written_through_
             raise OSError(errno.EINVAL, "no")
         return real(where, *arguments)
 
-    monkeypatch.setattr(*{"open": (os, "open"), "write": (cached_pack, "write_pieces")}[refuses], refuse)
+    monkeypatch.setattr(*{"open": (os, "open"), "write": (packfiles, "write_pieces")}[refuses], refuse)
     pack = make_pack(random_content(MIB, 52), FRAME)
     add(on_disk, pack)
     writer = opened(stack, on_disk)
@@ -525,15 +525,15 @@ def test_frames_that_an_eviction_took_along_while_they_were_written_are_written_
     writer = opened(stack, on_disk)
     assert put_run(writer, pack, 0, 2)
     monkeypatch.setattr(cached_pack, "punch", lambda *_: False)  # so that all of the pack goes
-    write, writes = cached_pack.write_pieces, []
+    write, writes = packfiles.write_pieces, []
 
     def and_evict(*arguments):
         write(*arguments)
         writes.append(arguments)
         if len(writes) == 1:
-            assert writer._evict(1) == 2 * FRAME
+            assert writer.evict(1) == 2 * FRAME
 
-    monkeypatch.setattr(cached_pack, "write_pieces", and_evict)
+    monkeypatch.setattr(packfiles, "write_pieces", and_evict)
     assert put_run(writer, pack, 4, 3)
     assert len(writes) == 2
     assert trusted(writer, pack) == [4, 5, 6]

@@ -253,7 +253,7 @@ def test_space_that_cannot_be_given_back_does_not_keep_other_space(tmp_path, sta
         return punch(*arguments)
 
     monkeypatch.setattr(cached_pack, "punch", punching)
-    assert writer._evict(2 * MIB) >= 2 * MIB
+    assert writer.evict(2 * MIB) >= 2 * MIB
     assert not failing
     assert allocated(cache, pack) <= held(writer) + MIB  # frame 0's, which nobody could give back
     assert writer.counters()["held_bytes"] == held(writer)
@@ -338,7 +338,7 @@ def test_without_descriptors_frames_are_not_kept_and_no_read_fails(tmp_path, sta
     assert writer.table(second.id)
     no_descriptors[0] = 1
     assert not writer.put(second.id, 1, frame_of(second, 1))  # who pins what cannot be told, so nothing is evicted
-    writer._tables.clear()
+    writer._tables._tables.clear()
     assert not writer.put(second.id, 2, frame_of(second, 2))
     with pytest.raises(UnavailableError, match="Too many open files"):
         writer.table(second.id)

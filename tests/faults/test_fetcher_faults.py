@@ -18,7 +18,7 @@ from support.stores import (
 )
 
 from floe.fuse.pack_reader import PackReader
-from floe.store import download, layout
+from floe.store import download, layout, readahead
 from floe.store.blocks import Blocks
 from floe.store.cache import CacheWriter, NodeCache
 from floe.store.errors import (
@@ -281,9 +281,9 @@ def test_without_room_in_the_cache_reads_go_on(memory, pack, node):
     eventually(lambda: reader.counters()["kept_bypassed_frames"] == 1)
 
 
-def sequential(reader, pack, step):
+def sequential(reader, pack, step, stop=None):
     begun = time.monotonic()
-    for offset in range(0, len(pack.content), step):
+    for offset in range(0, stop or len(pack.content), step):
         assert read(reader, pack.id, offset, step) == pack.content[offset : offset + step]
     return time.monotonic() - begun
 
@@ -354,7 +354,7 @@ def test_a_disk_that_hangs_costs_the_cache_frames_and_no_reader_time_or_memory(m
     pack = make_pack(random_content(96 * MIB, 12), MIB).publish(memory)
     store = RecordingStore(memory)
     reader = node(store, pack, readahead=16 * MIB, budget=32 * MIB)
-    blocks = reader._fetcher._delivery._blocks = CountedBlocks()
+    blocks = reader._fetcher._requests._delivery._blocks = CountedBlocks()
     sequential(reader, pack, MIB)
     counters = reader.counters()
     assert store.bytes_read == 96 * MIB  # nothing twice
@@ -423,6 +423,42 @@ def test_without_room_in_the_cache_a_stream_is_read_ahead_for_and_read_once(memo
     assert reader.counters()["readahead_bytes"] > 24 * MIB
 
 
+def stream_into_silence(memory, node, pack, at, *, readahead):
+    """Read up to `at`, and on to where requests ahead are under way that are not answered: (store, reader, that place)."""
+    silent = SilentStore(memory)
+    reader = node(silent, pack, readahead=readahead)
+    silent.release()
+    sequential(reader, pack, MIB, stop=at)
+    silent.silence()
+    while reader.on_hand(pack.id, at, MIB) is not None:
+        at += MIB
+    return silent, reader, at
+
+
+def test_a_seek_gives_up_what_was_asked_for_before_it(memory, node):
+    pack = make_pack(random_content(96 * MIB, 17), MIB).publish(memory)
+    silent, reader, at = stream_into_silence(memory, node, pack, 8 * MIB, readahead=32 * MIB)
+    eventually(lambda: reader.counters()["streams_left"] == 1)  # the reader is elsewhere
+    held = reader.counters()["memory_peak_bytes"]
+    assert held > 8 * MIB
+    eventually(lambda: reader.counters()["memory_bytes"] < held)
+    silent.release()
+    assert read(reader, pack.id, at, MIB) == pack.content[at : at + MIB]  # and may come back
+
+
+def test_a_reader_that_waits_for_what_was_asked_for_has_not_left(memory, node, monkeypatch):
+    monkeypatch.setattr(readahead, "_PATIENCE", 1.0)
+    pack = make_pack(random_content(32 * MIB, 18), MIB).publish(memory)
+    silent, reader, at = stream_into_silence(memory, node, pack, 4 * MIB, readahead=16 * MIB)
+    waiting = submit(reader, pack.id, at, MIB)
+    time.sleep(0.3)  # a busy machine may have paused it for longer than the patience before it waited
+    before = reader.counters()["streams_left"]
+    time.sleep(2.5)  # more than twice the patience
+    assert reader.counters()["streams_left"] == before
+    silent.release()
+    assert waiting.wait() == pack.content[at : at + MIB]
+
+
 def test_two_interleaved_readers_are_both_read_ahead_for(memory, node):
     pack = make_pack(random_content(32 * MIB, 9), MIB).publish(memory)
     reader = node(SlowStore(memory, 0.01), pack, readahead=8 * MIB)
@@ -463,7 +499,7 @@ class ExpiringBetween(dict):
 
 def test_damage_that_is_forgotten_as_it_is_looked_up_is_no_damage(memory, pack, node):
     reader = node(memory, pack)
-    reader._fetcher._damaged = ExpiringBetween()
+    reader._fetcher._requests.damages = ExpiringBetween()
     assert read(reader, pack.id, 0, 3 * FRAME) == pack.content[: 3 * FRAME]
 
 
@@ -481,7 +517,7 @@ def test_a_fault_of_ours_fails_its_reads_at_once_and_no_later_one(memory, pack, 
         answer = submit(reader, pack.id, 0, 3 * FRAME)
         assert isinstance(answer.wait(5), UnavailableError)
     assert "a mistake" in str(answer.value)
-    eventually(lambda: fetcher._flights == {})
+    eventually(lambda: fetcher._requests.flights == {})
     assert read(reader, pack.id, 0, 3 * FRAME) == pack.content[: 3 * FRAME]
     eventually(lambda: reader.counters()["memory_bytes"] == 0)
 

@@ -65,7 +65,9 @@ def killed_at(step, work):
 # Python 3.12 warns of a fork beside threads; this child takes no locks that another thread could hold.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("exists", [True, False], ids=["replace", "create"])
-@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("put_if", "delete") else pytest.param(name, marks=pytest.mark.slow) for name in WRITES]
+)
 def test_a_killed_writer_leaves_old_or_new(tmp_path, name, exists):
     source = tmp_path / "source"
     source.write_bytes(NEW)

@@ -24,7 +24,7 @@ from floe.store.index import open_index
 from floe.store.nodes import find
 from floe.store.objects import open_store
 from floe.store.profiles import ProfileStore
-from floe.store.stub import ANNOTATION, MARKER, Marker
+from floe.store.stub import ANNOTATION, MARKER, MODELS_AHEAD, Marker, parse_models_ahead
 from floe.store.treeobject import decode_tree
 
 MODEL = ModelRef.parse("org/model:1")
@@ -127,7 +127,12 @@ def test_in_a_registry_layers_are_mounted_not_copied(catalog, built, tmp_path):
             image = sources.resolve(found)
             assert b"".join(found.open_blob(image.manifest.layers[2]))
     value = json.loads(raw)
-    assert value["layers"][2]["annotations"] == {ANNOTATION: result.stubs[0].annotations[ANNOTATION]}
+    tree = result.stubs[0].annotations[ANNOTATION]
+    assert [layer["annotations"] for layer in value["layers"]] == [
+        {MODELS_AHEAD: tree},
+        {MODELS_AHEAD: tree},
+        {ANNOTATION: tree},
+    ]
     assert value["annotations"]["io.floe.models"] == f"org/model:1={PLACE}"
 
 
@@ -158,6 +163,13 @@ def test_attaching_to_an_attached_image(catalog, built, tmp_path):
         attach(catalog, first.target, f"oci:{tmp_path}/out:2", [(OTHER, PLACE + "/inside")])
     second = attach(catalog, first.target, f"oci:{tmp_path}/out:2", [(OTHER, "/home/bentoml/models/o")])
     assert [m["name"] for m in catalog.attachment(second.digest).models] == ["org/model:1", "other:latest"]
+    with contextlib.closing(open_source(second.target)) as source:
+        layers = sources.resolve(source).manifest.layers
+    one, two = (layer.annotations[ANNOTATION] for layer in layers[2:])
+    assert [parse_models_ahead(layer.annotations.get(MODELS_AHEAD, "")) for layer in layers] == [[one, two]] * 2 + [
+        [],
+        [],
+    ]
 
 
 @pytest.mark.parametrize(

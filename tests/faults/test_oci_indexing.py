@@ -335,6 +335,7 @@ def test_progress_counts_blobs(index, tmp_path):
     assert progress.whole == progress.seen == sum(layer["size"] for layer in built.layers)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_files(index, catalog, tmp_path):
     def many(tar):
         for folder in range(200):

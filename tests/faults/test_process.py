@@ -66,6 +66,25 @@ def test_nobody_to_notify(monkeypatch, tmp_path):
     assert not process.sd_notify("READY=1")
 
 
+def test_a_heart_beats_often_enough_and_only_for_who_is_asked(monkeypatch):
+    said = []
+    now = [5.0]
+    monkeypatch.setattr(process, "sd_notify", said.append)
+    monkeypatch.setattr(process.time, "monotonic", lambda: now[0])
+    for pid, pause in (("", 1.0), (str(os.getpid()), 1.0), ("1", None)):
+        monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+        monkeypatch.setenv("WATCHDOG_PID", pid)
+        assert process.Heartbeat().pause == pause
+        assert "WATCHDOG_USEC" not in os.environ
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    heart = process.Heartbeat()
+    for now[0] in (5.0, 5.1, 5.4, 5.5, 5.9, 7.0):
+        heart.beat()
+    assert said == ["WATCHDOG=1"] * 3
+    process.Heartbeat().beat()
+    assert len(said) == 3
+
+
 def test_descriptors_for_another_process_are_not_ours(monkeypatch):
     monkeypatch.setenv("LISTEN_PID", "1")
     monkeypatch.setenv("LISTEN_FDS", "2")

@@ -89,6 +89,7 @@ def wanted(node, tmp_path):
     return {info.key: bytes(store.get(info.key)) for folder in folders for info in store.list(folder)}
 
 
+@pytest.mark.slow
 def test_a_killed_push_sends_at_most_one_part_twice(node, server, tmp_path, monkeypatch):
     generator = random.Random(1)
     kills = 0

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from support import redis_server
+from support.fake_redis import FakeRedis
 from support.slow_proxy import SlowProxy
 
 from floe.ingest.model import push_model
@@ -20,7 +21,7 @@ from floe.store.index.status import index_status
 from floe.store.objects.memory import MemoryStore
 from floe.store.records import KIND_LAYER, ChainRecord, Manifest
 
-LAYER, CHAIN = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+LAYER = CHAIN = "sha256:" + "1" * 64  # of an image's lowest layer they are the same
 
 
 @pytest.fixture(autouse=True)
@@ -215,6 +216,76 @@ def test_slow(fleet, proxy, caplog, monkeypatch):
     assert proxy.passed == passed
     made.goes_on()
     assert made.state() == "ok"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5], ids=["reset", "cut"])
+def test_breaking_off_all_the_time(fleet, proxy, caplog, share):
+    """The command was carried out, and its answer does not come, or half of it."""
+    made = fleet(proxy.url)
+    proxy.breaks = share
+    made.goes_on()
+    assert made.state() == "unreachable"
+    proxy.breaks = None
+    assert made.push(made.catalog(), "model:9").new_packs == 0
+    assert made.state() == "ok"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5], ids=["reset", "cut"])
+def test_breaking_off_once_wherever_it_is(fleet, proxy, share):
+    made = fleet(proxy.url)
+    for number in range(12):
+        fresh = made.catalog()
+        (made.model / "news").write_bytes(b"%d" % number)
+        proxy.breaks, proxy.breaks_times = share, 0
+        for step in range(3):
+            proxy.breaks_times = (number + step) % 3 == 0
+            assert fresh.resolve_chain(CHAIN)[0] == LAYER
+        proxy.breaks_times = 1 + number // 6
+        assert made.push(fresh, f"model:{number + 2}").new_packs == 1
+        proxy.breaks_times = 0
+    assert made.push(made.catalog(), "model:99").new_packs == 0
+    assert made.state() == "ok"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-LOADING Redis is loading the dataset in memory\r\n",
+        b"-READONLY You can't write against a read only replica.\r\n",
+        b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+        b"-MOVED 1234 127.0.0.1:PORT\r\n",
+        b"-ASK 1234 127.0.0.1:PORT\r\n",
+        b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
+        b"-CLUSTERDOWN The cluster is down\r\n",
+        b"-MASTERDOWN Link with MASTER is down\r\n",
+        b"SSH-2.0-OpenSSH\r\n",
+        pytest.param(b"$1000\r\nhalf of it", marks=pytest.mark.slow),
+        pytest.param(b"*3\r\n:1\r\n", marks=pytest.mark.slow),
+    ],
+    ids=lambda answer: answer.split()[0].strip(b"-").decode(),
+)
+@pytest.mark.parametrize("info", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["", "also to INFO"])
+def test_answering_nothing_but(fleet, server, monkeypatch, answer, info):
+    """What a server says in rare moments, for good, and to itself where it sends clients elsewhere."""
+    made = fleet(server.url())
+    monkeypatch.setattr(index_module, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(index_module, "CONNECT_SECONDS", 0.5)
+    fake = FakeRedis({})
+    try:
+        told = answer.replace(b"PORT", str(fake.server_address[1]).encode())
+        fake.answers["*"] = told
+        if not info:
+            fake.answers["INFO"] = told
+        strange = made.catalog(fake.url)
+        for _ in range(3):
+            assert strange.resolve_chain(CHAIN)[0] == LAYER
+        assert made.push(strange, "model:2").new_packs == 0
+        (made.model / "news").write_bytes(answer)
+        assert made.push(strange, "model:3").new_packs == 1
+        assert made.state(fake.url) != "ok" or info
+    finally:
+        fake.close()
+    assert made.push(made.catalog(), "model:4").new_packs == 0
 
 
 def test_silent(fleet, proxy, caplog, monkeypatch):

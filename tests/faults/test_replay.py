@@ -94,14 +94,8 @@ def test_a_read_overtakes_what_waits(node, pack):
     """With replay's requests all silent, a read of something else is answered at once."""
     silent = []
 
-    class Silent(SilentStore):
-        async def get_async(self, key, start, length):
-            if start == 63 * FRAME:
-                return await self.inner.get_async(key, start, length)
-            return await super().get_async(key, start, length)
-
     def wrap(inner):
-        silent.append(Silent(inner))
+        silent.append(SilentStore(inner, but_at=63 * FRAME))
         return silent[0]
 
     reader, _ = node(wrap)
@@ -167,3 +161,32 @@ def test_packs_and_frames_that_are_not_there_are_passed_over(node, pack):
     reader.replay([Run("0" * 64, 0, 4), Run(pack.id, 63, 900), Run(pack.id, 5000, 5001)], fetched)
     wait_until(arrived(reader, 1))
     assert fetched == {(pack.id, 63)}
+
+
+def test_what_nobody_is_known_to_need_waits_for_what_a_profile_names(node, pack):
+    gate = threading.Event()
+    reader, store = node(lambda inner: SlowStore(inner, gate=gate))
+    reader.replay([Run(pack.id, n, n + 1) for n in range(0, 40, 2)], set(), later=True)
+    wait_until(lambda: reader.counters()["front_requests"] == 16)  # no more at a time
+    replay(reader, pack, (60, 61), (62, 63))
+    gate.set()
+    wait_until(arrived(reader, 22))
+    asked = [request.start // FRAME for request in store.ops("get_async")]
+    assert set(asked[:16]) == set(range(0, 32, 2))  # those that waited at the gate go through it in any order
+    assert asked[16:] == [60, 62, *range(32, 40, 2)]
+    counters = reader.counters()
+    assert (counters["front_frames"], counters["front_bytes"], counters["profile_frames"]) == (20, 20 * FRAME, 2)
+
+
+def test_what_is_withdrawn_is_not_asked_for(node, pack):
+    gate = threading.Event()
+    reader, _ = node(lambda inner: SlowStore(inner, gate=gate))
+    mine = set()
+    reader.replay([Run(pack.id, n, n + 1) for n in range(0, 60, 2)], mine, later=True)
+    others = replay(reader, pack, (1, 2))
+    wait_until(lambda: reader.counters()["front_requests"] == 16)
+    reader.stop_replay(mine)
+    gate.set()
+    wait_until(lambda: arrived(reader, 17)() and not reader._fetcher._replayer.busy)
+    assert len(mine) == reader.counters()["front_requests"] == 16
+    assert others == {(pack.id, 1)}

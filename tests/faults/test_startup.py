@@ -79,6 +79,10 @@ class Machine:
         self.startup.mounted(self.version.tree, [self.version.pack.id])
         return self
 
+    def expect(self, nbytes=1 << 30):
+        self.startup.expected(self.version.tree, nbytes)
+        return self
+
     def read(self, *numbers):
         for number in numbers:
             found = read(self.reader, self.version.pack.id, self.version.offset(number), SIZE)
@@ -274,3 +278,87 @@ def test_nonsense_over_the_socket_is_refused_or_harmless(machine, store):
     node.read(1)
     node.startup.close()
     assert node.counters()["profiles_published"] == 0
+
+
+def numbers_of(requests, version):
+    """The frames whose stored bytes these requests began with."""
+    starts = version.pack.index.stored_offsets
+    return [starts.index(request.start) for request in requests]
+
+
+def test_a_tree_that_is_expected_is_fetched_from_the_front(machine, store):
+    version = Version(store)
+    recording = RecordingStore(store)
+    node = machine(recording, version, mode="off").expect()
+    frames = len(version.pack.index.frames)
+    wait_until(lambda: node.counters()["kept_stored_frames"] == frames)
+    assert not [request for request in recording.ops("get") if "profiles" in request.key]  # the mode is off
+    asked = numbers_of(recording.ops("get_async"), version)
+    assert asked == sorted(asked)
+    before = recording.bytes_read
+    node.mount().read(0, 30, 59)
+    assert recording.bytes_read == before
+    assert (node.counters()["front_frames"], node.counters()["profile_frames"]) == (frames, 0)
+
+
+def test_what_is_fetched_from_the_front_is_bounded_by_bytes_and_by_the_cache(machine, store):
+    version = Version(store)
+    node = machine(store, version).expect(5 * LAYER_FRAME)
+    wait_until(lambda: node.counters()["kept_stored_frames"] == 5)
+    small = machine(store, version)
+    small.writer.cache.size = 3 * LAYER_FRAME
+    small.expect()
+    wait_until(lambda: small.counters()["kept_stored_frames"] == 3)
+    small.startup.unexpected(version.tree)
+    small.expect()  # with the cache full nothing goes for it
+    small.startup.close()
+    wait_until(lambda: not small.startup._threads)
+    assert (small.counters()["front_frames"], small.counters()["kept_evicted_bytes"]) == (3, 0)
+    assert not node.counters()["profile_frames"]
+
+
+def test_a_tree_that_is_expected_is_fetched_by_its_profile_where_there_is_one(machine, store):
+    version = Version(store)
+    start(machine, store, version, 40, 3, 20)
+    node = machine(store, version).expect()
+    wanted = version.frames(40, 3, 20)
+    wait_until(lambda: node.counters()["kept_stored_frames"] == len(wanted))
+    node.mount().read(40, 3)
+    node.startup.close()
+    counters = node.counters()
+    assert (counters["profile_frames"], counters["front_frames"], counters["store_requests"]) == (len(wanted), 0, 0)
+    used = len(version.frames(40, 3))
+    assert (counters["profile_used_frames"], counters["profile_unused_frames"]) == (used, len(wanted) - used)
+
+
+def test_what_is_expected_no_more_is_not_fetched(machine, store):
+    version = Version(store)
+    silent = SilentStore(store)
+    node = machine(silent, version, mode="off").expect(1 << 20).expect(1 << 30)  # said once
+    wait_until(lambda: node.counters()["front_requests"])
+    node.startup.unexpected(version.tree)
+    node.startup.unexpected("a" * 64)  # of which nobody knows
+    silent.release()
+    wait_until(lambda: not node.reader._fetcher._replayer.busy)
+    assert node.counters()["front_frames"] == 8
+    node.expect()
+    wait_until(lambda: node.counters()["kept_stored_frames"] == len(version.pack.index.frames))
+
+
+def test_a_tree_laid_out_anew_profits_from_its_former_self(machine, store):
+    """The same files, elsewhere in the pack: starts of the old tree count for the new one, by path."""
+    old, new = Version(store), Version(store, first=700_000)
+    profiles = ProfileStore(Catalog(store, NullIndex()))
+    profiles.seed(old.tree, "images/app@linux/amd64#0")
+    start(machine, store, old, 40, 3, 20)
+    store.delete(layout.source_profile_key("images/app@linux/amd64#0"))
+    profiles.seed(new.tree, "images/other@linux/amd64#0", of=old.tree)
+    known = profile_of(store, new)
+    assert (known.starts, known.source, len(known.frames)) == (1, "images/app@linux/amd64#0", 0)
+    node = machine(store, new).mount()
+    wanted = new.frames(40, 3, 20)
+    wait_until(lambda: node.counters()["kept_stored_frames"] == len(wanted))
+    before = node.counters()["readahead_bytes"]
+    node.read(40, 3, 20)
+    assert node.counters()["readahead_bytes"] == before
+    assert node.counters()["store_requests"] == 0

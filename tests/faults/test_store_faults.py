@@ -422,6 +422,7 @@ def test_a_read_from_a_server_that_never_answers_can_be_cancelled():
         assert time.monotonic() - start < 2
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_during_an_upload(tmp_path, monkeypatch):
     weed = Seaweed(tmp_path / "weed")
     try:

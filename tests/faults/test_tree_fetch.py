@@ -10,8 +10,9 @@ from support.stores import LastByteFlipStore, RecordingStore, SilentStore, SlowS
 
 from floe.ingest.entries import Chunk, FileContent, Node
 from floe.ingest.erofs_writer import build_image
-from floe.store import layout
+from floe.store import erofs, layout
 from floe.store.cache import NodeCache
+from floe.store.erofs_inodes import Inodes
 from floe.store.errors import DamagedError, DeadlineError, NotFoundError
 from floe.store.ids import digest, hexdigest
 from floe.store.objects.memory import MemoryStore
@@ -127,3 +128,39 @@ def test_damaged_local_files_are_fetched_again(memory, packs, tree, cache):
     assert fresh.index(packs[0].id) is None
     assert TreeStore(memory, fresh).fetch(tree, 10).digest == tree
     assert fresh.index(packs[0].id) == packs[0].index
+
+
+def unsound(memory):
+    """A tree by its right digest, in which an inode has a link too many."""
+    image = bytearray(build_image(Node(stat.S_IFDIR | 0o755, children={b"f": Node(stat.S_IFREG | 0o644)}), {}))
+    inodes = Inodes(bytes(image))
+    nid = inodes.lookup(inodes.inode(inodes.superblock.root_nid), b"f")
+    image[nid * erofs.SLOT + 44] = 2
+    checksum = erofs.superblock_checksum(image)
+    image[erofs.SUPERBLOCK_OFFSET + 4 : erofs.SUPERBLOCK_OFFSET + 8] = checksum.to_bytes(4, "little")
+    name = hexdigest(image)
+    memory.put(layout.tree_key(name), encode_tree(image))
+    return name, bytes(image)
+
+
+def test_a_tree_that_is_what_its_digest_says_and_yet_unsound_is_not_kept(memory, cache):
+    name, _ = unsound(memory)
+    trees = TreeStore(memory, cache)
+    for _ in range(2):
+        with pytest.raises(DamagedError, match=f"tree {name} is damaged"):
+            trees.fetch(name, 20)
+        assert trees.fetch_local(name) is None
+    assert list(cache.trees.iterdir()) == []
+
+
+def test_a_tree_that_an_earlier_version_kept_is_checked_before_it_is_used(memory, cache, tree):
+    TreeStore(memory, cache).fetch(tree, 20)
+    name, image = unsound(memory)
+    (cache.trees / f"{name}.erofs").write_bytes(image)
+    (cache.trees / f"{tree}.checked").unlink()
+    fresh = TreeStore(memory, NodeCache(cache.root))
+    for use in (fresh.fetch_local, lambda digest: fresh.fetch(digest, 20)):
+        with pytest.raises(DamagedError, match="links"):
+            use(name)
+    assert fresh.fetch_local(tree) is not None
+    assert (cache.trees / f"{tree}.checked").exists()

@@ -17,9 +17,10 @@ def node(tmp_path):
 def pytest_generate_tests(metafunc):
     """Bad input is tried on a folder with SQLite and on a fleet's bucket and indexes; `one_store`: where it makes none."""
     if "shared_world" in metafunc.fixturenames:
-        kinds = [None] if metafunc.definition.get_closest_marker("one_store") else [None, *fleet.INDEXES]
-        ids = [kind or "local" for kind in kinds]
-        metafunc.parametrize("shared_world", kinds, ids=ids, indirect=True, scope="module")
+        kinds = [pytest.param(None, id="local")]
+        if not metafunc.definition.get_closest_marker("one_store"):
+            kinds += [pytest.param(kind, id=kind, marks=pytest.mark.slow) for kind in fleet.INDEXES]
+        metafunc.parametrize("shared_world", kinds, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,9 @@ def test_index_list_show_remove(node, tmp_path):
 
     again = node.json("image", "index", name)
     assert (again["new_layers"], again["new_packs"], again["new_bytes"]) == (0, 0, 0)
+    for option in ("--profile", "--no-profile"):  # nobody started it yet
+        again = node.json("image", "index", option, name)
+        assert (again["laid_out_layers"], again["hot_bytes"], again["copied_bytes"], again["new_packs"]) == (0, 0, 0, 0)
     assert [listed["digest"] for listed in node.json("image", "ls")] == [image.manifest_digest]
     assert name in node.floe("image", "ls").stdout
     for text in (name, image.manifest_digest, image.manifest_digest[7:19]):

@@ -42,12 +42,14 @@ def check(node, by, mode, *flags):
     assert node.mounts() == []
 
 
+@pytest.mark.slow
 def test_portable_over_the_pack_filesystem_then_over_the_cache_alone(node):
     list(check(node, "portable", "packfs", "--portable"))
     list(check(node, "portable", "native", "--mounter=portable"))
     list(check(node, "erofs", "native"))
 
 
+@pytest.mark.slow
 def test_loop_devices_by_flag_and_by_setting(node):
     def loops():
         return [file for file in attached_loops().values() if file.startswith(str(node.home))]

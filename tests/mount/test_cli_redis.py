@@ -36,6 +36,7 @@ def mounted(node, tmp_path, name):
         node.floe("umount", where)
 
 
+@pytest.mark.slow
 def test_standalone_and_without_it(nodes, tmp_path):
     server = redis_server.RedisServer(tmp_path / "redis")
     try:
@@ -67,6 +68,7 @@ def test_standalone_and_without_it(nodes, tmp_path):
         server.stop()
 
 
+@pytest.mark.slow
 def test_a_cluster_with_tls_and_users(nodes, tmp_path):
     cluster = redis_server.cluster()
     cluster.empty()

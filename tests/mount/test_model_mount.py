@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -84,6 +86,22 @@ def test_a_packfs_that_ran_before_is_not_stopped(models, node, tmp_path):
     models.mount(node.tree(complete=False), tmp_path / "a")
     assert not models.umount(tmp_path / "a")
     assert (models.started, models.stopped) == (0, 0)
+
+
+def test_a_packfs_that_is_being_replaced_is_waited_for_and_a_dead_one_is_not(models, node, tmp_path):
+    server = node.serve()
+    server.silence()
+    back = threading.Timer(2.5, server.process.send_signal, (signal.SIGCONT,))  # a ping is given up after 2 s
+    back.start()
+    models.mount(node.tree("first", complete=False), tmp_path / "a")
+    back.join()
+    assert models.started == 0
+    assert (tmp_path / "a" / "file0").read_bytes() == content_of("first", 0, 1 << 20)
+    assert not models.umount(tmp_path / "a")
+    server.kill()
+    models.mount(node.tree("second", complete=False), tmp_path / "b")
+    assert models.started == 1
+    assert models.umount(tmp_path / "b")
 
 
 def test_packfs_is_left_running_for_a_container(models, node, tmp_path):

@@ -105,7 +105,7 @@ def test_a_cache_on_tmpfs_or_overlay_falls_to_loops(node, odd_cache):
 def test_enotblk_falls_to_loops_even_after_a_good_probe(node, odd_cache):
     tree = node.tree(cache=odd_cache)
     mounter = node.mounter(cache=odd_cache)
-    mounter.placement._folder = node.cache.root  # the probe looks at a good disk
+    mounter.placement._folders = node.cache.roots  # the probe looks at a good disk
     where = mounter.mount(tree, "a")
     assert (where / "file0").read_bytes() == content_of("tree", 0, 1 << 20)
     assert len(mounter.mounts()[0].loops) == 2

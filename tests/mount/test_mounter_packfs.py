@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -116,6 +117,24 @@ def test_an_unmount_with_a_read_in_flight_neither_hangs_nor_blocks_the_node(node
     until(lambda: not server.client.inflight([tree.packs[0].id]))
     mounter.release(tree.digest, "a")
     assert mounter.check(tree.digest) is MountState.MISSING
+
+
+def test_a_killed_reader_of_a_tree_s_mapped_file_is_gone_though_no_worker_runs(node):
+    server = node.serve()
+    tree = node.tree(complete=False)
+    mounter = node.mounter(deadline=5)
+    where = mounter.mount(tree, "a")
+    server.hold()
+    code = "import mmap,os,sys; mmap.mmap(os.open(sys.argv[1], 0), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)[9]"
+    with subprocess.Popen([sys.executable, "-c", code, where / "file0"]) as reader:
+        until(lambda: server.client.inflight([tree.packs[0].id]))
+        server.silence()
+        reader.kill()
+        assert reader.wait(20) == -signal.SIGKILL
+    server.process.send_signal(signal.SIGCONT)
+    server.go()
+    until(lambda: not server.client.inflight([tree.packs[0].id]))
+    mounter.release(tree.digest, "a")
 
 
 def test_reads_in_flight_on_other_packs_do_not_matter(node, reading):

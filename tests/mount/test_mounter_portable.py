@@ -94,8 +94,9 @@ def test_a_killed_server_is_replaced_and_its_binds_too(node, tmp_path):
     server = mounter.mounts()[0].server
     os.kill(pid_of(mounter), signal.SIGKILL)
     until(lambda: not is_alive(server))
-    with pytest.raises(OSError, match=r"not connected"):
+    with pytest.raises(OSError) as caught:
         where.stat()
+    assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)  # the second while the kernel still takes it down
     assert mounter.check(tree.digest) is MountState.DEAD
     mounter.mount(tree, "a")
     mounter.bind(tree.digest, shown)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +91,7 @@ def test_a_mount_process_that_dies_is_an_error_not_a_mount(node):
 
 def test_a_tree_being_worked_on_elsewhere_is_busy_after_a_while(node):
     tree = node.tree()
-    mounter = node.mounter(deadline=0.1)
+    mounter = node.mounter(deadline=1.0)
     with node.mounter().locked(tree.digest), pytest.raises(BusyError, match="another process"):
         mounter.mount(tree, "a")
 
@@ -175,6 +177,7 @@ def test_two_run_directories_on_one_cache_keep_each_others_pins(node, tmp_path):
     assert node.cache.pins(tree.packs[0].id) == set()
 
 
+@pytest.mark.slow
 def test_many_users_at_once_share_one_mount_and_leave_nothing(node):
     tree = node.tree()
     mounters = [node.mounter(), node.mounter()]
@@ -248,3 +251,28 @@ def test_mounting_a_model_drops_the_pins_of_models_before_the_reboot(node, tmp_p
     assert node.cache.pins(old.packs[0].id) == set()
     assert node.cache.pins(new.packs[0].id) == node.pin(new)
     umount_model(tmp_path / "new", mounter, stop_packfs=pytest.fail)
+
+
+def test_temporaries_of_killed_writers_go_and_those_of_living_ones_stay(node):
+    mounter, spare = node.mounter(), node.cache.spare
+    mounter.sweep()
+    code = "import os, signal, sys; from pathlib import Path; from floe.store.cache import durable\n"
+    code += "real = os.fsync\ndef first(fd):\n    os.fsync = real\n    os.kill(os.getpid(), signal.SIG{})\nos.fsync = first\n"
+    code += "durable.write_durably(Path(sys.argv[1]), b'data', Path(sys.argv[2]))"
+    argv = [str(node.cache.trees / "x"), str(spare)]
+    killed = subprocess.run([sys.executable, "-c", code.format("KILL"), *argv], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (dead,) = spare.iterdir()
+    with subprocess.Popen([sys.executable, "-c", code.format("STOP"), *argv]) as living:
+        until(lambda: len(list(spare.iterdir())) == 2)
+        (other,) = set(spare.iterdir()) - {dead}
+        until(lambda: other.stat().st_size)
+        assert mounter.sweep() == []  # both are young
+        for path in (dead, other):
+            os.utime(path, (1, 1))
+        assert mounter.sweep() == [f"1 temporary files in {spare} that killed processes left: removed"]
+        assert list(spare.iterdir()) == [other]
+        living.send_signal(signal.SIGCONT)
+        assert living.wait(20) == 0
+    assert (node.cache.trees / "x").read_bytes() == b"data"
+    assert list(spare.iterdir()) == []

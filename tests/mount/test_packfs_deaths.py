@@ -286,6 +286,25 @@ class Systemd:
         self.fds = {}
 
 
+def test_systemd_s_watchdog_hears_of_the_keeper_while_it_runs_and_not_while_it_hangs(packfs, tmp_path_factory):
+    systemd = Systemd(tmp_path_factory.mktemp("n") / "s")
+    try:
+        keeper = packfs.start(env={"NOTIFY_SOCKET": str(systemd.path), "WATCHDOG_USEC": "1000000"})
+        systemd.wait_for("READY=1")
+        for _ in range(3):
+            systemd.wait_for("WATCHDOG=1")
+        packfs.kill_worker()  # a keeper that waits for one lives
+        systemd.wait_for("WATCHDOG=1")
+        keeper.send_signal(signal.SIGSTOP)
+        systemd.sock.settimeout(1.2)
+        with pytest.raises(TimeoutError):
+            [systemd.wait_for("WATCHDOG=1") for _ in range(4)]  # some were sent before
+        keeper.send_signal(signal.SIGCONT)
+        systemd.wait_for("WATCHDOG=1")
+    finally:
+        systemd.close()
+
+
 def test_systemd_s_descriptor_store_outlives_keeper_and_worker(packfs, tmp_path_factory):
     systemd = Systemd(tmp_path_factory.mktemp("n") / "s")
     try:
@@ -299,6 +318,11 @@ def test_systemd_s_descriptor_store_outlives_keeper_and_worker(packfs, tmp_path_
         keeper.wait(LIMIT)
         packfs.kill_worker()
         packfs.open_gate(pack)
+
+        # Whoever is not given them leaves the mount alone.
+        assert packfs.spawn_keeper().wait(LIMIT) == 1
+        assert "is held by another process, systemd perhaps" in packfs.log.read_text()
+        assert reader.poll() is None
 
         # As systemd does before exec: descriptors from 3 on, LISTEN_PID the process's own.
         names = sorted(systemd.fds)

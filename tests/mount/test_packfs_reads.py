@@ -62,7 +62,7 @@ def test_attributes_names_and_listing(packfs):
     packfs.start()
     assert list(packfs.mountpoint.iterdir()) == []
     found = (packfs.mountpoint / pack).stat()
-    assert (found.st_size, found.st_mode, found.st_ino) == (8192, 0o100444, protocol.node_id(pack))
+    assert (found.st_size, found.st_mode, found.st_ino) == (8192, 0o100400, protocol.node_id(pack))
     assert [path.name for path in packfs.mountpoint.iterdir()] == [pack]
     for name in ("0" * 64, "x", pack[:-1], pack.upper()):
         assert not (packfs.mountpoint / name).exists()

@@ -58,6 +58,7 @@ print(repr((facts, inodes)))
 """
 
 
+@pytest.mark.slow
 def test_the_same_tree_as_root_mounts(user, store, tmp_path):
     user.floe("model", "mount", "--portable", "one", user.home / "m")
     shown = user.python(FACTS, user.home / "m")
@@ -101,6 +102,7 @@ def test_all_is_the_user_s_own_and_read_only(user):
     user.floe("umount", user.home / "m")
 
 
+@pytest.mark.slow
 def test_mounts_share_one_cache_and_survive_the_one_that_writes_it(user, store):
     for name in ("one", "two"):
         user.floe("model", "mount", "--portable", name, user.home / name)
@@ -145,6 +147,7 @@ def test_unmounted_by_hand_its_process_ends(user):
     assert json.loads(user.floe("status", "--json").stdout)["mounts"] == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_said(user, tmp_path):
     refused = user.floe("model", "mount", "one", user.home / "m", code=1)
     assert "needs root" in refused.stderr
@@ -175,6 +178,7 @@ def test_without_pyfuse3_the_extra_is_named(user):
     assert not (user.home / "m").exists()
 
 
+@pytest.mark.slow
 def test_another_store_wants_another_cache(user):
     user.floe("model", "mount", "--portable", "one", user.home / "m")
     user.run("cp", "-r", user.home / "store", user.home / "other")

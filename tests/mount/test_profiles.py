@@ -42,7 +42,7 @@ class Fleet:
         home = self.folder / name
         home.mkdir()
         node = Node(home)
-        url = self.server.url(self.bucket, "fleet").replace(urlsplit(self.server.endpoint).netloc, self.proxy.address)
+        url = self.server.url(self.bucket, "fleet", endpoint=f"http://{self.proxy.address}")
         node.environ |= {**self.server.environment(), "FLOE_STORE": url, "FLOE_INDEX": "none", **environ}
         self.nodes.append(node)
         return node
@@ -106,6 +106,7 @@ def start_with_profile(fleet, node, tag, content):
     path = mount(node, tag)
     wait_until(lambda: counters(node)["profile_frames"] >= len(TOUCHED) and not counters(node)["memory_bytes"])
     replayed = fleet.proxy.passed
+    assert replayed > before
     read(path, content)
     found = counters(node)
     assert (found["profiles_found"], found["store_requests"]) == (1, 0)
@@ -113,6 +114,7 @@ def start_with_profile(fleet, node, tag, content):
     assert fleet.proxy.passed - before <= 1.3 * len(TOUCHED) * MIB
 
 
+@pytest.mark.slow
 def test_the_second_machine_and_the_next_version(fleet):
     fleet.push("1")
     first, second, third = (fleet.node(name) for name in ("first", "second", "third"))
@@ -143,6 +145,7 @@ def test_the_second_machine_and_the_next_version(fleet):
     third.floe("model", "profile", "acme/none", code=1)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_publishes_nothing_and_a_damaged_profile_is_replaced(fleet):
     tree = fleet.push("1")["tree"]
     before = fleet.objects()

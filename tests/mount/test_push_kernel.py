@@ -79,6 +79,7 @@ def test_a_model_directory(catalog, tmp_path):
             assert there.stat().st_size == path.stat().st_size or path.is_dir()
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_files_of_a_layer(catalog, tmp_path):
     start = time.monotonic()
     root = Node(stat.S_IFDIR | 0o755)
@@ -118,6 +119,7 @@ print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(tmp_path):
     home = tmp_path / "model"
     home.mkdir()

@@ -8,10 +8,10 @@ import stat
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.erofs_mount import mounted
+from support.erofs_mount import fsck, mounted
 from support.trees import TestPack, disk_facts, file_node, node_facts
 
-from floe.ingest.entries import Node, walk
+from floe.ingest.entries import Node, place_tree, walk
 from floe.ingest.erofs_writer import build_image
 from floe.store import erofs
 from floe.store.erofs_reader import read_image
@@ -81,7 +81,7 @@ def build_root(children, pack) -> Node:
     return root
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=35, deadline=None, suppress_health_check=list(HealthCheck))
 @given(roots)
 def test_read_back_equal(children):
     pack = TestPack("p")
@@ -110,6 +110,41 @@ def test_the_kernel_reads_the_same(tmp_path_factory, children):
     devices = [device] if erofs.read_device_table(image) else []
     with mounted(image, devices, home / "mnt") as mnt:
         assert disk_facts(mnt) == node_facts(root, {pack.id: pack.data})
+
+
+places = st.lists(names, min_size=1, max_size=4).map(lambda parts: "/" + os.fsdecode(b"/".join(parts)))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(roots, st.none() | places, st.integers(1, 3))
+def test_fsck_accepts_trees_as_they_are_and_placed(tmp_path_factory, children, place, count):
+    """A tree at its top or, as an attached model, at a path; its files in up to three packs."""
+    home = tmp_path_factory.mktemp("tree")
+    packs = [TestPack(f"p{number}") for number in range(count)]
+    root = Node(stat.S_IFDIR | 0o755)
+    for number, (name, child) in enumerate(children.items()):
+        root.children[name] = build(*child, packs[number % count])
+    files = [node for _, node in walk(root) if node.is_file]
+    if files:
+        root.children[b"hard link"] = files[-1]
+    shown = root if place is None else place_tree(root, place)
+    image = build_image(shown, {pack.id: pack.blocks for pack in packs})
+    (home / "tree").write_bytes(image)
+    by_id = {pack.id: pack for pack in packs}
+    devices = []
+    for pack_id, _ in erofs.read_device_table(image):
+        devices.append(home / pack_id)
+        devices[-1].write_bytes(by_id[pack_id].data)
+    fsck(home / "tree", devices)
+    assert node_facts(read_image(image), {pack.id: pack.data for pack in packs}) == node_facts(
+        shown, {pack.id: pack.data for pack in packs}
+    )
+
+
+def test_fsck_refuses_what_is_no_tree(tmp_path):
+    (tmp_path / "tree").write_bytes(IMAGE[: erofs.SUPERBLOCK_OFFSET] + bytes(4) + IMAGE[erofs.SUPERBLOCK_OFFSET + 4 :])
+    with pytest.raises(AssertionError, match=r"superblock|magic"):
+        fsck(tmp_path / "tree", [])
 
 
 def sample() -> bytes:

@@ -11,12 +11,16 @@ from support.images import BuiltImage
 
 
 class BlobHost:
-    """`add(image, name)` serves an image as HOST:PORT/name:tag; `blobs` and `manifests` are the digests asked for."""
+    """`add(image, name)` serves an image as HOST:PORT/name:tag; `blobs` and `manifests` are the digests asked for.
+
+    `held`: blobs that are sent only once their event is set.
+    """
 
     def __init__(self) -> None:
         self.images: dict[str, BuiltImage] = {}
         self.blobs: list[str] = []
         self.manifests: list[str] = []
+        self.held: dict[str, threading.Event] = {}
         host = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -37,6 +41,8 @@ class BlobHost:
                     self.send_header("Docker-Content-Digest", digest)
                 self.end_headers()
                 if body:
+                    if digest in host.held:
+                        host.held[digest].wait(60)
                     self.wfile.write(data)
 
             def log_message(self, *_: object) -> None:
@@ -44,6 +50,7 @@ class BlobHost:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that were killed half-way
         self.address = f"127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()

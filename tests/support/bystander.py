@@ -26,7 +26,8 @@ class World(Node):
             bucket = seaweed.running().bucket()
             self.environ |= fleet.environment(index, bucket)
             self.objects = BucketObjects(bucket, "fleet")
-        self.environ |= {"FLOE_READAHEAD": "0", "FLOE_READ_DEADLINE": "5"}
+        # Nothing is fetched before it is read, and nothing written to the store behind a command's back.
+        self.environ |= {"FLOE_READAHEAD": "0", "FLOE_READ_DEADLINE": "5", "FLOE_PROFILES": "off"}
         self.source, self.other = home / "source", home / "other"
         self.source.mkdir()
         for number in range(PIECES):

@@ -41,17 +41,27 @@ def messages() -> ModuleType:
     return module
 
 
+def _handler(runtime: str | None) -> dict[str, str]:
+    """The annotation by which a pod says for which runtime its images are pulled."""
+    return {"io.containerd.cri.runtime-handler": runtime} if runtime else {}
+
+
 class Cri:
     """A client of containerd's CRI plugin. Everything it started and did not remove, `clean_up` removes."""
 
     def __init__(self, socket: Path, *, log_directory: Path, timeout: float = 60) -> None:
         self.pb = messages()
+        self.socket = socket
         self.channel = grpc.insecure_channel(f"unix:{socket}")
         self.timeout = timeout
         self.log_directory = log_directory
         self.pods: dict[str, object] = {}
         self.containers: list[str] = []
         self._numbers = itertools.count()
+
+    def again(self) -> Cri:
+        """Another client of the same daemon: closing it gives up what it has under way."""
+        return Cri(self.socket, log_directory=self.log_directory, timeout=self.timeout)
 
     def call(self, service: str, method: str, request, *, timeout: float | None = None):
         answer = getattr(self.pb, f"{method}Response")
@@ -76,9 +86,10 @@ class Cri:
             return False  # a daemon that has just started: "server is not initialized yet"
         return any(condition.type == "RuntimeReady" and condition.status for condition in conditions)
 
-    def pull(self, image: str) -> str:
-        """Pull; returns the image's id."""
-        return self._image("PullImage", image=self.pb.ImageSpec(image=image)).image_ref
+    def pull(self, image: str, *, runtime: str | None = None) -> str:
+        """Pull, for a pod of the handler `runtime`; returns the image's id."""
+        more = {"sandbox_config": self.pb.PodSandboxConfig(annotations=_handler(runtime))} if runtime else {}
+        return self._image("PullImage", image=self.pb.ImageSpec(image=image), **more).image_ref
 
     def image(self, image: str):
         """The image's status, None when there is none."""
@@ -91,16 +102,17 @@ class Cri:
     def image_file_systems(self) -> list:
         return list(self._image("ImageFsInfo").image_filesystems)
 
-    def run_pod(self, name: str) -> str:
-        """A pod on the host's network; its id."""
+    def run_pod(self, name: str, *, runtime: str | None = None) -> str:
+        """A pod on the host's network, of the handler `runtime`; its id."""
         pb = self.pb
         host = pb.LinuxSandboxSecurityContext(namespace_options=pb.NamespaceOption(network=pb.NODE))
         config = pb.PodSandboxConfig(
             metadata=pb.PodSandboxMetadata(name=name, uid=name, namespace="default", attempt=0),
             log_directory=str(self.log_directory),
             linux=pb.LinuxPodSandboxConfig(security_context=host),
+            annotations=_handler(runtime),
         )
-        pod = self._runtime("RunPodSandbox", config=config).pod_sandbox_id
+        pod = self._runtime("RunPodSandbox", config=config, runtime_handler=runtime or "").pod_sandbox_id
         self.pods[pod] = config
         return pod
 
@@ -172,6 +184,10 @@ class Cri:
         self._runtime("StopPodSandbox", pod_sandbox_id=pod)
         self._runtime("RemovePodSandbox", pod_sandbox_id=pod)
         self.pods.pop(pod, None)
+
+    def list_pods(self) -> list[str]:
+        """The ids of all pods, whoever started them."""
+        return [pod.id for pod in self._runtime("ListPodSandbox").items]
 
     def clean_up(self) -> None:
         for container in list(self.containers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -50,3 +51,10 @@ def mounted(image: Path, devices: Sequence[Path], target: Path) -> Iterator[Path
         if _libc.umount2(os.fsencode(target), 0):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(target))
+
+
+def fsck(image: Path, devices: Sequence[Path]) -> None:
+    """Have fsck.erofs read an image and all content in its packs; AssertionError with what it found."""
+    options = [f"--device={device}" for device in devices]
+    done = subprocess.run(["fsck.erofs", "--extract", *options, image], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

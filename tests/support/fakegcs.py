@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 import threading
+import time
 import uuid
 import xml.etree.ElementTree as ET
 from datetime import datetime, timezone
@@ -43,6 +44,7 @@ class FakeGCS(AnsweringServer):
         self._lock = threading.RLock()
         self._generations = itertools.count(1_700_000_000_000_000)
         self._buckets = {}  # name -> object name -> (data, generation, etag)
+        self._written = {}  # generation -> when, as POSIX seconds
         self._uploads = {}  # id -> [bucket, name, begun, {number: data}]
         super().__init__(tls)
 
@@ -132,10 +134,20 @@ class FakeGCS(AnsweringServer):
                     "name": n,
                     "size": str(len(self._buckets[bucket][n][0])),
                     "generation": str(self._buckets[bucket][n][1]),
+                    "timeCreated": self._created(self._buckets[bucket][n][1]),
                 }
                 for n in page
             ]
         return _json({"items": items, **({"nextPageToken": page[-1]} if len(names) > len(page) else {})})
+
+    def _next_generation(self):
+        generation = next(self._generations)
+        self._written[generation] = time.time()
+        return generation
+
+    def _created(self, generation):
+        written = datetime.fromtimestamp(self._written[generation], timezone.utc)
+        return written.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     # The XML API
 
@@ -172,7 +184,7 @@ class FakeGCS(AnsweringServer):
             return _error(412, "PreconditionFailed", "At least one of the pre-conditions did not hold.")
         if name in objects and self._refuses("storage.objects.delete", name):
             return _error(403, "AccessDenied", "no storage.objects.delete")
-        generation = next(self._generations)
+        generation = self._next_generation()
         etag = hashlib.md5(request.body).hexdigest()
         objects[name] = (request.body, generation, etag)
         return Reply(200, b"", {"ETag": f'"{etag}"', "x-goog-generation": str(generation)})
@@ -181,7 +193,11 @@ class FakeGCS(AnsweringServer):
         if name not in objects:
             return _error(404, "NoSuchKey", "The specified key does not exist.")
         data, generation, etag = objects[name]
-        headers = {"ETag": f'"{etag}"', "x-goog-generation": str(generation), "Last-Modified": formatdate(usegmt=True)}
+        headers = {
+            "ETag": f'"{etag}"',
+            "x-goog-generation": str(generation),
+            "Last-Modified": formatdate(self._written[generation], usegmt=True),
+        }
         status, span = 200, re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
         body = data
         if span:
@@ -255,7 +271,7 @@ class FakeGCS(AnsweringServer):
                 return _error(400, "InvalidPart", "One or more of the specified parts could not be found.")
         if any(len(parts[number]) < _LEAST for number, _ in listed[:-1]):
             return _error(400, "EntityTooSmall", "A part but the last is smaller than allowed.")
-        generation = next(self._generations)
+        generation = self._next_generation()
         data = b"".join(parts[number] for number, _ in listed)
         self._buckets[bucket][name] = (data, generation, f"-{generation:x}=")  # no MD5, as with Google
         del self._uploads[upload]

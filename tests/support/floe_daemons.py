@@ -35,6 +35,7 @@ class Daemons(Node):
             inbox.settimeout(0.2)
             process = subprocess.Popen(
                 [sys.executable, "-m", "floe", name, *flags],
+                cwd="/",  # as systemd does
                 env={**self.environ, "NOTIFY_SOCKET": str(notify)},
                 stdout=output,
                 stderr=output,

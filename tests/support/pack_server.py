@@ -93,7 +93,8 @@ class Server:
     def order(self, request: dict) -> dict:
         with self.lock:
             if request["op"] == "inflight":
-                return {"inflight": sum(self.nodes[node] in request["packs"] for _, node, _, _ in self.held)}
+                reads = [unique for unique, node, _, _ in self.held if self.nodes[node] in request["packs"]]
+                return {"inflight": len(reads), "reads": reads}
             if request["op"] in {"hold", "go"}:
                 self.holding = request["op"] == "hold"
                 held, self.held = (self.held, []) if not self.holding else ([], self.held)

@@ -88,6 +88,7 @@ class Packfs:
                 [*command, "--", *(worker_argv or self.worker_argv())],
                 stderr=log if stderr is None else stderr,
                 pass_fds=pass_fds,
+                cwd="/",  # as systemd does; in a checkout its code would be run, whatever is installed
                 env={**os.environ, **(env or {})},
             )
         self.keepers.append(process)
@@ -165,6 +166,7 @@ class Packfs:
             if keeper.poll() is None:
                 keeper.kill()
             keeper.wait(LIMIT)
+        pids.add(self.pid_in("worker.pid"))  # one that was started when the mount went
         for pid in pids - {0}:
             if alive(pid) and str(self.run_dir) in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)

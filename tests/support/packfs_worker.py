@@ -3,10 +3,14 @@
 PACKS_DIR/<pack id> holds a pack's content. A pack is cached unless GATE_DIR/<pack id>.slow exists: then each read
 goes to a thread that waits while GATE_DIR/<pack id>.shut exists, and fails while <pack id>.fail does (short: it lies).
 A cached pack's reads hang, each in its serving thread, while <pack id>.disk exists, as on a disk that is silent.
+A read of the byte whose number <pack id>.crash holds ends the worker as a fault in memory would.
+GATE_DIR/patience holds the seconds within which the worker says that it answers.
 GATE_DIR/stuck names a file that a thread of the worker looks up at its start.
 """
 
 import logging
+import resource
+import signal
 import sys
 import threading
 import time
@@ -37,11 +41,18 @@ class FileReader:
     def on_hand(self, _pack, _offset, _length):
         return None
 
+    def _crash(self, pack_id, offset, length):
+        bomb = self.gates / f"{pack_id}.crash"
+        if bomb.exists() and offset <= int(bomb.read_text()) < offset + length:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            signal.raise_signal(signal.SIGSEGV)
+
     def read_cached_into(self, pack_id, offset, buffer, *, wait=True):
         if (self.gates / f"{pack_id}.slow").exists():
             return False
         while (self.gates / f"{pack_id}.disk").exists() and not self.closed.is_set():
             time.sleep(0.005)
+        self._crash(pack_id, offset, len(buffer))
         with (self.packs / pack_id).open("rb") as file:
             file.seek(offset)
             return file.readinto(buffer) == len(buffer)
@@ -62,6 +73,7 @@ class FileReader:
             done(DamagedError("frame 0 does not match its digest"))
             return
         time.sleep(0.002)
+        self._crash(pack_id, offset, length)
         with (self.packs / pack_id).open("rb") as file:
             file.seek(offset)
             data = file.read(length - (self.gates / f"{pack_id}.short").exists())
@@ -81,7 +93,8 @@ def main():
     if (gates / "stuck").exists():
         threading.Thread(target=Path((gates / "stuck").read_text()).exists, daemon=True).start()
     reader = FileReader(packs, gates)
-    code = run_worker(run_dir, reader)
+    patience = gates / "patience"
+    code = run_worker(run_dir, reader, patience=float(patience.read_text()) if patience.exists() else 0.0)
     reader.close()
     return code
 

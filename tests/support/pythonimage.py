@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from support.images import add, busybox
@@ -52,6 +53,7 @@ def _add_file(tar: tarfile.TarFile, path: Path, name: str) -> None:
         info.type, info.linkname, info.size = tarfile.REGTYPE, "", path.stat().st_size
     info.uid = info.gid = 0
     info.uname = info.gname = ""
+    info.mtime = int(info.mtime)  # as containerd and BuildKit write layers: without an extended header for each file
     if info.isreg():
         with path.open("rb") as content:
             tar.addfile(info, content)
@@ -59,56 +61,65 @@ def _add_file(tar: tarfile.TarFile, path: Path, name: str) -> None:
         tar.addfile(info)
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, *, bytecode: bool = False) -> Iterator[Path]:
     for base, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if f != "__pycache__")
+        folders[:] = sorted(f for f in folders if bytecode or f != "__pycache__")
         yield Path(base)
         yield from (Path(base) / name for name in sorted(names))
         yield from (Path(base) / f for f in folders if (Path(base) / f).is_symlink())
 
 
-def _add_tree(tar: tarfile.TarFile, root: Path, name: str) -> None:
-    for path in _walk(root):
+def _add_tree(tar: tarfile.TarFile, root: Path, name: str, *, bytecode: bool = False) -> None:
+    for path in _walk(root, bytecode=bytecode):
         _add_file(tar, path, f"{name}/{path.relative_to(root)}".removesuffix("/."))
 
 
-def _base(tar: tarfile.TarFile) -> None:
+def _base(tar: tarfile.TarFile, site: Path) -> None:
     busybox()(tar)
     extensions = list((_standard_library() / "lib-dynload").glob("*.so"))
-    packages = list(_site_packages().rglob("*.so*"))
+    packages = list(site.rglob("*.so*"))
     for library in sorted(_libraries([_interpreter(), *extensions, *packages])):
+        if Path(library).is_relative_to(site):
+            continue
         add(tar, library.lstrip("/"), Path(library).read_bytes(), mode=0o755)
 
 
-def _python(tar: tarfile.TarFile) -> None:
+def _python(tar: tarfile.TarFile, *, bytecode: bool) -> None:
     name = str(_interpreter()).lstrip("/")
     add(tar, name, _interpreter().read_bytes(), mode=0o755)
     if f"/{name}" != PYTHON:
         add(tar, PYTHON.lstrip("/"), kind=tarfile.SYMTYPE, link=f"/{name}", mode=0o777)
-    _add_tree(tar, _standard_library(), str(_standard_library()).lstrip("/"))
+    _add_tree(tar, _standard_library(), str(_standard_library()).lstrip("/"), bytecode=bytecode)
 
 
 def app_layers(
-    program: str, *, packages: tuple[str, ...] | None = None, bulk_files: int = 0, bulk_bytes: int = 0
+    program: str,
+    *,
+    packages: tuple[str, ...] | None = None,
+    site: Path | None = None,
+    bytecode: bool = False,
+    bulk_files: int = 0,
+    bulk_bytes: int = 0,
 ) -> list[Fill]:
     """The layers of an image that runs `program` as /app/main.py.
 
-    `packages` names what to take of the virtual environment (None: all). Files from the machine's own /usr are added
-    until the last layer holds `bulk_files` files and `bulk_bytes` bytes.
+    Packages come from the folder `site` (None: this virtual environment), those that `packages` names (None: all);
+    `bytecode` takes compiled modules too, as images have them. Files from the machine's own /usr are added until the last
+    layer holds `bulk_files` files and `bulk_bytes` bytes.
     """
+    source = site or _site_packages()
 
     def application(tar: tarfile.TarFile) -> None:
         add(tar, "app/main.py", program.encode(), mode=0o644)
-        site = _site_packages()
-        for entry in sorted(site.iterdir()):
+        for entry in sorted(source.iterdir()):
             if packages is None or entry.name in packages:
                 if entry.is_dir():
-                    _add_tree(tar, entry, f"{SITE}/{entry.name}")
+                    _add_tree(tar, entry, f"{SITE}/{entry.name}", bytecode=bytecode)
                 else:
                     _add_file(tar, entry, f"{SITE}/{entry.name}")
         _add_bulk(tar, bulk_files, bulk_bytes)
 
-    return [_base, _python, application]
+    return [partial(_base, site=source), partial(_python, bytecode=bytecode), application]
 
 
 def _add_bulk(tar: tarfile.TarFile, files: int, size: int) -> None:

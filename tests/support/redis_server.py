@@ -22,8 +22,11 @@ from support.ports import is_free
 
 ADMIN_PASSWORD, PASSWORD = "floe-test-admin", "floe test/pass@word"
 # What docs/OPERATIONS.md gives the user of a push and that of a node; a test compares.
-PUSH_RULES = "~floe:* +get +set +del +hget +hset +hsetnx +hdel +hgetall +hexists +exists +eval +info +command +cluster|slots +asking"
-NODE_RULES = "~floe:* +get +hexists +hgetall +exists +info +command +cluster|slots +asking"
+# What the users may do whose file Floe's operators are given.
+PUSH_RULES, NODE_RULES = (
+    line.partition(" resetchannels ")[2]
+    for line in (Path(__file__).parents[2] / "install/identity/redis-users.acl").read_text().splitlines()
+)
 _START_SECONDS = 30
 
 
@@ -105,7 +108,10 @@ class RedisServer:
         return redis.Redis(port=self.port, host="127.0.0.1", protocol=2, retry=retry, **more)
 
     def empty(self):
+        """Forget all data, and what users were refused."""
         self.ask("FLUSHALL")
+        if self.acl:
+            self.ask("ACL", "LOG", "RESET")
 
     def calls(self):
         """How often each command was called since `forget_calls`, by its name in lower case; not the administrator's."""

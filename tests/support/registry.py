@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import re
+import ssl
 import subprocess
 import time
 import urllib.request
@@ -27,14 +28,26 @@ USER, PASSWORD = "floe", "secret"
 # bcrypt of PASSWORD, as `htpasswd -B` writes it.
 HTPASSWD = "floe:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
 _REQUEST = re.compile(r'"(GET|HEAD|PUT|POST|PATCH|DELETE) (\S+) HTTP/[0-9.]+" (\d+)')
+_SIZES = re.compile(r'"GET (\S+) HTTP/[0-9.]+" 20[06] (\d+)')
 _START = 20.0  # seconds
 
 
 class Registry:
-    """docker-registry with storage, log and port of its own. `host` is what image names begin with."""
+    """docker-registry with log and port of its own. `host` is what image names begin with.
 
-    def __init__(self, directory: Path, *, htpasswd: bool = False) -> None:
+    `tls` is a certificate and its key; `storage` is another registry's, to show the same images.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        htpasswd: bool = False,
+        tls: tuple[Path, Path] | None = None,
+        storage: Path | None = None,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.storage = storage or directory / "storage"
         auth = ""
         if htpasswd:
             (directory / "htpasswd").write_text(HTPASSWD)
@@ -42,9 +55,16 @@ class Registry:
         config = directory / "config.yml"
         config.write_text(
             "version: 0.1\nlog:\n  accesslog:\n    disabled: false\n  level: info\n"
-            f"storage:\n  filesystem:\n    rootdirectory: {directory / 'storage'}\n  delete:\n    enabled: true\n"
-            f"http:\n  addr: 127.0.0.1:0\n  secret: {uuid.uuid4().hex}\n{auth}"
+            f"storage:\n  filesystem:\n    rootdirectory: {self.storage}\n  delete:\n    enabled: true\n"
+            f"http:\n  addr: 127.0.0.1:0\n  secret: {uuid.uuid4().hex}\n"
+            + (f"  tls:\n    certificate: {tls[0]}\n    key: {tls[1]}\n" if tls else "")
+            + auth
         )
+        self._scheme = "https" if tls else "http"
+        self._trust = ssl.create_default_context() if tls else None
+        if self._trust:
+            self._trust.check_hostname = False
+            self._trust.verify_mode = ssl.CERT_NONE  # for the mark in its own log
         self._log = directory / "registry.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -70,7 +90,7 @@ class Registry:
         """(method, path, status) of all requests answered so far."""
         mark = uuid.uuid4().hex
         with contextlib.suppress(urllib.error.HTTPError):
-            urllib.request.urlopen(f"http://{self.host}/v2/?mark={mark}").close()
+            urllib.request.urlopen(f"{self._scheme}://{self.host}/v2/?mark={mark}", context=self._trust).close()
         deadline = time.monotonic() + 5
         while mark not in (text := self._log.read_text(errors="replace")):
             if time.monotonic() > deadline:
@@ -83,6 +103,12 @@ class Registry:
         return [
             path.rpartition("/")[2] for method, path, _ in self.requests() if method == "GET" and "/blobs/sha" in path
         ]
+
+    def blob_bytes(self) -> int:
+        """Bytes of blobs and ranges of blobs that were downloaded."""
+        self.requests()  # the log holds what was answered before now
+        text = self._log.read_text(errors="replace")
+        return sum(int(size) for path, size in _SIZES.findall(text) if "/blobs/sha" in path)
 
     def stop(self) -> None:
         """End the registry."""

@@ -30,6 +30,7 @@ class S3Gate(AnsweringServer):
 
     `accepted`: access key -> session token (None: none) of those let in; `expired`: tokens that were let in once.
     `denied`: actions refused, such as s3:PutObject. `conditions`: "honoured", "ignored" or "refused".
+    `allowed(action, bucket, key)` says what else is let in.
     `before(action, key)` is called with each request that passes, and may raise to leave it without an answer.
     """
 
@@ -39,6 +40,7 @@ class S3Gate(AnsweringServer):
         self.accepted = dict(accepted)
         self.expired = set()
         self.denied = set()
+        self.allowed = lambda _action, _bucket, _key: True
         self.reason = ""  # what refusals say; by default which action it was
         self.conditions = "honoured"
         self.before = lambda _action, _key: None
@@ -57,7 +59,7 @@ class S3Gate(AnsweringServer):
 
     def answer(self, request):
         action, key = _action(request)
-        code = self._refusal(request, action)
+        code = self._refusal(request, action, key)
         if code:
             with self._lock:
                 self.refusals[code] += 1
@@ -74,16 +76,17 @@ class S3Gate(AnsweringServer):
                 self.encrypted.add((action, algorithm, key_id))
         return self._pass_on(request)
 
-    def _refusal(self, request, action):
-        signer = _SIGNER.search(request.headers.get("authorization", ""))
-        token = request.headers.get("x-amz-security-token")
+    def _refusal(self, request, action, key):
+        signed = request.headers.get("authorization") or f"Credential={request.query.get('X-Amz-Credential', '')}"
+        signer = _SIGNER.search(signed)
+        token = request.headers.get("x-amz-security-token") or request.query.get("X-Amz-Security-Token")
         if token in self.expired:
             return "ExpiredToken"
         if signer is None or signer[1] not in self.accepted:
             return "InvalidAccessKeyId"
         if self.accepted[signer[1]] != token:
             return "InvalidToken"
-        if action in self.denied:
+        if action in self.denied or not self.allowed(action, request.path.split("/", 2)[1], key):
             return "AccessDenied"
         if self.conditions == "refused" and any(name in request.headers for name in _CONDITIONS):
             return "NotImplemented"
@@ -94,16 +97,19 @@ class S3Gate(AnsweringServer):
         if self.conditions == "ignored":
             dropped |= set(_CONDITIONS)
         headers = {name: value for name, value in request.headers.items() if name not in dropped}
-        signed = AWSRequest(
-            request.method, f"{self._weed.endpoint}{request.target}", headers=headers, data=request.body
-        )
+        path, _, query = request.target.partition("?")
+        words = [
+            word for word in query.split("&") if word and not word.startswith("X-Amz-")
+        ]  # of an address that is signed
+        target = f"{path}?{'&'.join(words)}" if words else path
+        signed = AWSRequest(request.method, f"{self._weed.endpoint}{target}", headers=headers, data=request.body)
         own = self._weed.environment()
         S3SigV4Auth(Credentials(own["AWS_ACCESS_KEY_ID"], own["AWS_SECRET_ACCESS_KEY"]), "s3", "us-east-1").add_auth(
             signed
         )
         connection = http.client.HTTPConnection(self._behind.hostname, self._behind.port, timeout=60)
         try:
-            connection.request(request.method, request.target, request.body, dict(signed.headers.items()))
+            connection.request(request.method, target, request.body, dict(signed.headers.items()))
             answer = connection.getresponse()
             body = answer.read()
         finally:

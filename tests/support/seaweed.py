@@ -59,9 +59,10 @@ class Seaweed:
     def pid(self):
         return self._process.pid
 
-    def url(self, bucket, prefix=""):
+    def url(self, bucket, prefix="", *, endpoint=None):
+        """A store address; `endpoint`: of a proxy before this server."""
         path = f"{bucket}/{prefix}" if prefix else bucket
-        return f"s3://{path}?endpoint={quote(self.endpoint, safe='')}&region=us-east-1&path_style=true"
+        return f"s3://{path}?endpoint={quote(endpoint or self.endpoint, safe='')}&region=us-east-1&path_style=true"
 
     def client(self):
         """boto3's view of the server, as its administrator."""

@@ -51,9 +51,14 @@ class SlowNode:
             server = seaweed.running()
             self.proxy = SlowProxy(("127.0.0.1", urlsplit(server.endpoint).port or 0))
             stack.callback(self.proxy.close)
-            endpoint = f"http%3A%2F%2F{self.proxy.address.replace(':', '%3A')}"
-            store = f"s3://{server.bucket()}?endpoint={endpoint}&region=us-east-1&path_style=true"
-            environ = {**server.environment(), "FLOE_STORE": store, "FLOE_STORE_TIMEOUT": "30", **(environ or {})}
+            store = server.url(server.bucket(), endpoint=f"http://{self.proxy.address}")
+            environ = {
+                **server.environment(),
+                "FLOE_STORE": store,
+                "FLOE_STORE_TIMEOUT": "30",
+                "FLOE_PREFETCH_AT_PREPARE": "0",  # what the container reads is to come from the store
+                **(environ or {}),
+            }
             self.daemons = Daemons(base / "h", environ)
             self.packfs = PackfsClient(self.daemons.run_dir)
             stack.callback(self.daemons.close)

@@ -1,6 +1,7 @@
 """A TCP proxy in this process that makes a server slow: latency for each request, a rate for all answers, or silence.
 
-`latency` in seconds and `rate` in bytes a second (None: as fast as it goes) may be changed at any time.
+`latency` in seconds and `rate` in bytes a second (None: as fast as it goes) may be changed at any time; so may `breaks`, which says
+whether, and after which share of an answer's bytes, connections break (None: never), for the next `breaks_times` answers.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Coroutine
+from typing import Any
 
 _PIECE = 64 << 10
 _LIMIT = 10.0  # seconds for the proxy's own thread to begin or end
@@ -19,6 +22,8 @@ class SlowProxy:
     def __init__(self, upstream: tuple[str, int], *, latency: float = 0.0, rate: float | None = None) -> None:
         self.latency = latency
         self.rate = rate
+        self.breaks: float | None = None
+        self.breaks_times = 1 << 30
         self.passed = 0  # bytes of answers
         self._upstream = upstream
         self._loop = asyncio.new_event_loop()
@@ -60,8 +65,7 @@ class SlowProxy:
         try:
             server, request = await asyncio.open_connection(*self._upstream)
             writers.append(request)
-            up = asyncio.ensure_future(self._requests(client, request))
-            down = asyncio.ensure_future(self._answers(server, answer))
+            up, down = map(asyncio.ensure_future, self._pumps(client, request, server, answer))
             try:
                 await asyncio.wait([up, down], return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -77,6 +81,16 @@ class SlowProxy:
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
 
+    def _pumps(
+        self,
+        client: asyncio.StreamReader,
+        request: asyncio.StreamWriter,
+        server: asyncio.StreamReader,
+        answer: asyncio.StreamWriter,
+    ) -> tuple[Coroutine[Any, Any, None], Coroutine[Any, Any, None]]:
+        """What hands requests on, and what hands answers back; when one ends, so does the connection."""
+        return self._requests(client, request), self._answers(server, answer)
+
     async def _requests(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         while data := await source.read(_PIECE):
             await asyncio.sleep(self.latency)
@@ -85,10 +99,20 @@ class SlowProxy:
 
     async def _answers(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         while data := await source.read(_PIECE):
-            await self._go.wait()
-            if self.rate is not None:
-                self._free_at = max(self._free_at, self._loop.time()) + len(data) / self.rate
-                await asyncio.sleep(self._free_at - self._loop.time())
+            await self._turn(len(data))
+            breaks = self.breaks is not None and self.breaks_times > 0
+            if breaks and self.breaks is not None:
+                self.breaks_times -= 1
+                data = data[: int(self.breaks * len(data))]
             self.passed += len(data)
             target.write(data)
             await target.drain()
+            if breaks:
+                return
+
+    async def _turn(self, nbytes: int) -> None:
+        """Wait until the line may carry so many bytes of an answer."""
+        await self._go.wait()
+        if self.rate is not None:
+            self._free_at = max(self._free_at, self._loop.time()) + nbytes / self.rate
+            await asyncio.sleep(self._free_at - self._loop.time())

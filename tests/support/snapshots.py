@@ -22,7 +22,7 @@ from floe.snapshotter.lazylayers import Usage
 from floe.snapshotter.service import SERVICE, Server
 from floe.snapshotter.snapshotter import Snapshotter
 from floe.store import mounttable
-from floe.store.errors import BusyError, FloeError, UnavailableError
+from floe.store.errors import BusyError, FloeError, UnavailableError, UntrustedError
 
 REF = "containerd.io/snapshot.ref"
 Status = grpc.StatusCode
@@ -119,7 +119,7 @@ class DirectoryLayers:
     `remote` those only the network has, `chains` chain ids to digests.
 
     `pack_ids` maps digests to their packs, `swept` counts sweeps. `fail` (stage to error) breaks a stage: resolve, fetch, mount, bind, unbind, release. `gate`, when set to an Event,
-    holds up every network call until it is set. `network` counts network calls, `owners` the uses of each tree.
+    holds up every network call until it is set. `signed` are the trees that somebody trusted vouches for, None: nobody asks. `network` counts network calls, `owners` the uses of each tree.
     """
 
     def __init__(self) -> None:
@@ -134,6 +134,10 @@ class DirectoryLayers:
         self.bound: list[Path] = []
         self.pack_ids: dict[str, frozenset[str]] = {}
         self.swept = 0
+        self.expected: list[tuple[str, int]] = []
+        self.unexpected: list[str] = []
+        self.signed: set[str] | None = None
+        self.seen_signed: set[str] = set()
 
     def _stage(self, name: str) -> None:
         if name in self.fail:
@@ -149,6 +153,21 @@ class DirectoryLayers:
         self._network("resolve")
         return self.chains.get(chain_id)
 
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        return () if self.signed is None else ("key",)
+
+    def vouch(self, tree: str) -> None:
+        if self.signed is None:
+            return
+        self._network("vouch")
+        if tree not in self.signed:
+            raise UntrustedError(f"tree {tree} is not signed")
+        self.seen_signed.add(tree)
+
+    def vouched(self, tree: str) -> bool:
+        return self.signed is None or tree in self.seen_signed
+
     def fetch(self, tree: str, deadline: float) -> None:
         if tree in self.trees:
             return
@@ -159,6 +178,13 @@ class DirectoryLayers:
 
     def fetch_local(self, tree: str) -> bool:
         return tree in self.trees
+
+    def expect(self, tree: str, nbytes: int) -> None:
+        self.expected.append((tree, nbytes))
+        self._stage("expect")
+
+    def unexpect(self, tree: str) -> None:
+        self.unexpected.append(tree)
 
     def mount(self, tree: str, owner: str) -> None:
         self.owners.setdefault(tree, set()).add(owner)
@@ -291,3 +317,20 @@ def _mount(mount: mount_pb2.Mount, target: Path) -> None:
     subprocess.run(
         ["mount", "-i", "-t", mount.type, "-o", ",".join(options), mount.source, str(target)], check=True, cwd=cwd
     )
+
+
+@contextmanager
+def nodes(base: Path, **defaults: object):
+    """Makes nodes below `base`, with settings of their own or these; ends them all, whatever they wait for."""
+    made: list[Node] = []
+
+    def make(layers=None, **settings: object) -> Node:
+        made.append(Node(base / f"n{len(made)}", layers, **{**defaults, **settings}))
+        return made[-1]
+
+    yield make
+    for node in made:
+        if node.layers.gate is not None:
+            node.layers.gate.set()
+        node.stop()
+        node.layers.close()

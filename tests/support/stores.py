@@ -23,6 +23,9 @@ class StoreWrapper:
     async def get_async(self, key, start, length):
         return await self.inner.get_async(key, start, length)
 
+    def open_range(self, key, start, length):
+        raise UnavailableError("reads go through get, where the faults are")
+
     def get_versioned(self, key):
         return self.inner.get_versioned(key)
 
@@ -144,10 +147,16 @@ class SlowStore(StoreWrapper):
 
 
 class SilentStore(SlowStore):
-    """Reads never answer until `release()`; the asynchronous ones can be cancelled."""
+    """Reads never answer until `release()`, but asynchronous ones that begin at `but_at`; those can be cancelled, too."""
 
-    def __init__(self, inner, matches=""):
+    def __init__(self, inner, matches="", *, but_at=None):
         super().__init__(inner, gate=threading.Event(), matches=matches)
+        self.but_at = but_at
+
+    async def get_async(self, key, start, length):
+        if start == self.but_at:
+            return await self.inner.get_async(key, start, length)
+        return await super().get_async(key, start, length)
 
     def release(self):
         self.gate.set()
@@ -393,3 +402,54 @@ class RecordingStore(StoreWrapper):
         found = self._run(lambda: list(self.inner.list(prefix)))
         self._add("list", prefix)
         return iter(found)
+
+
+class Died(BaseException):
+    """Not an error that anybody handles: the process is gone."""
+
+
+class DyingStore(StoreWrapper):
+    """Its process dies just before the n-th change (1: the first) of the store; from then on nothing reaches it."""
+
+    def __init__(self, inner, dies_at):
+        super().__init__(inner)
+        self._left = dies_at - 1
+        self._lock = threading.Lock()
+        self.dead = False
+
+    def _change(self, call):
+        with self._lock:
+            self.dead = self.dead or not self._left
+            if self.dead:
+                raise Died
+            self._left -= 1
+        return call()  # what others are in the midst of is still done, as a server would
+
+    def _look(self, call):
+        if self.dead:
+            raise Died
+        return call()
+
+    def get(self, key, start=0, length=None):
+        return self._look(lambda: self.inner.get(key, start, length))
+
+    def get_versioned(self, key):
+        return self._look(lambda: self.inner.get_versioned(key))
+
+    def head(self, key):
+        return self._look(lambda: self.inner.head(key))
+
+    def list(self, prefix):
+        return self._look(lambda: self.inner.list(prefix))
+
+    def put(self, key, data):
+        self._change(lambda: self.inner.put(key, data))
+
+    def put_file(self, key, path, progress=None):
+        self._change(lambda: self.inner.put_file(key, path, progress))
+
+    def put_if(self, key, data, version):
+        return self._change(lambda: self.inner.put_if(key, data, version))
+
+    def delete(self, key):
+        self._change(lambda: self.inner.delete(key))

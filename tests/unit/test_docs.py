@@ -11,8 +11,10 @@ from support import redis_server
 
 from floe.cli import packfs_metrics, settings
 from floe.fuse.errno_map import ERRNO
+from floe.ingest.oci import layers, media, tarheader, tarstream
 from floe.snapshotter import daemon, resolver, snapshotter
-from floe.store.objects import check, gcs_address, s3_address
+from floe.store import erofs, fields, jsontext, nodes, packindex, profile, treeobject
+from floe.store.objects import check, gcs_address, keys, s3_address
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs/OPERATIONS.md").read_text()
@@ -102,7 +104,7 @@ def test_the_reasons_and_events_are_the_code_s():
     assert sorted(column(OPERATIONS, "event of packfs")) == sorted(packfs_metrics._EVENTS.values())
     counted = {
         call.args[0].value
-        for name in ("snapshotter", "cleaning")
+        for name in ("snapshotter", "cleaning", "modelsahead")
         for call in ast.walk(ast.parse((ROOT / f"snapshotter/{name}.py").read_text()))
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "_count"
     }
@@ -207,3 +209,22 @@ def test_the_users_of_the_index_are_those_the_tests_run_with():
     lines = OPERATIONS.splitlines()
     assert f"    user floe {redis_server.PUSH_RULES}" in lines
     assert f"    user node {redis_server.NODE_RULES}" in lines
+
+
+def test_the_table_of_bounds_is_the_code_s():
+    units = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+    def number(cell):
+        amount, _, unit = code(cell)[0].partition(" ")
+        return int(amount) * units.get(unit, 1)
+
+    assert nodes.INODES_MAX == layers.INODES_MAX
+    bounds = [
+        nodes.INODES_MAX, treeobject.MAX_IMAGE, treeobject._RATIO, keys.WHOLE_MAX - 4096, erofs.MAX_DEVICES,
+        packindex.MAX_CONTENT, packindex.MAX_FRAMES, packindex.MAX_FRAME, packindex.MAX_CHUNK, jsontext.BYTES_MAX,
+        jsontext.DEPTH_MAX, fields.ITEMS_MAX, profile._BODY_MAX, profile.FRAMES_MAX, layers.CONTENT_MAX,
+        layers.METADATA_MAX, layers.PATH_MAX, tarstream._SPECIAL_MAX, tarheader.PLACES_MAX, media.MAX_MANIFEST,
+        media.MAX_CONFIG,
+    ]  # fmt: skip
+    assert [number(row[1]) for row in rows(OPERATIONS, "bound")] == bounds
+    assert treeobject._FREE == 64 << 20

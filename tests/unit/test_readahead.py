@@ -9,6 +9,16 @@ LIMIT = 32 * MIB
 END = 1 << 30
 
 
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
 def drain(stream, limit=LIMIT, end=END):
     pieces = []
     while (piece := stream.next_piece(limit, end)) is not None:
@@ -40,12 +50,50 @@ def test_the_window_grows_only_while_the_reader_waits():
     for number in range(8):
         stream = streams.note("p", number * MIB, MIB, waited=True)
         windows.append(stream.window // MIB)
-    assert windows == [2, 2, 4, 8, 16, 32, 32, 32]
+    assert windows == [2, 2, 8, 32, 32, 32, 32, 32]
     for number in range(8, 12):
         assert streams.note("p", number * MIB, MIB, waited=False).window == 32 * MIB
     pieces = drain(stream)
     assert max(stop - start for start, stop in pieces) == 8 * MIB
     assert stream.ahead <= stream.end + 32 * MIB
+
+
+def test_the_window_grows_once_for_what_it_asked_for():
+    streams = Streams(LIMIT)
+    streams.note("p", 0, MIB, waited=True)
+    stream = streams.note("p", MIB, MIB, waited=True)
+    drain(stream)  # up to 4 MiB
+    for quarter in range(8):  # the kernel's requests wait side by side, all for the same round trip
+        stream = streams.note("p", 2 * MIB + quarter * MIB // 4, MIB // 4, waited=True)
+    first = stream.window
+    drain(stream)
+    streams.note("p", 4 * MIB, MIB, waited=True)
+    assert (first, stream.window) == (8 * MIB, 32 * MIB)  # it waits for what the larger window asked for
+
+
+def test_the_window_ends_at_some_times_bandwidth_times_delay():
+    clock = Clock()
+    streams = Streams(512 * MIB, clock)
+    streams.took(0.05)
+    for number in range(300):
+        stream = streams.note("p", number * MIB, MIB, waited=True)
+        drain(stream, 512 * MIB)
+        clock.now += 0.02  # 50 MiB a second, in 50 ms: 2.5 MiB
+    assert 16 * MIB < stream.window < 32 * MIB
+    streams.took(0.01)  # less delay makes no window smaller: what was learned before may come again
+    assert streams.note("p", 300 * MIB, MIB, waited=True).window == stream.window
+
+
+def test_a_stream_that_was_left_begins_small_where_it_got_to():
+    streams = Streams(LIMIT)
+    for number in range(6):
+        stream = streams.note("p", number * MIB, MIB, waited=True)
+        drain(stream)
+    assert stream.window == 32 * MIB
+    stream.left(9 * MIB)
+    assert (stream.ahead, stream.window) == (9 * MIB, 8 * MIB)
+    stream.left(0)
+    assert stream.ahead == stream.end
 
 
 def test_pieces_adjoin_and_end_with_the_pack():

@@ -29,9 +29,15 @@ def test_what_is_needed_much_later_does_not_come_along():
 
 
 def test_runs_are_no_longer_than_a_request():
-    runs = list(plan([("a", n) for n in range(64)], size))
-    assert runs == [Run("a", 0, 32), Run("a", 32, 64)]
+    runs = list(plan([("a", n) for n in range(128)], size))
+    assert runs == [Run("a", 0, 64), Run("a", 64, 128)]
+    assert list(plan([("m", n) for n in range(8)], lambda _: 1 << 20)) == [Run("m", 0, 4), Run("m", 4, 8)]
     assert next(plan([("m", 0), ("m", 1)], lambda _: 8 << 20)) == Run("m", 0, 1)
+
+
+def test_small_files_that_share_frames_do_not_cut_runs_short():
+    frames = [("a", n // 30) for n in range(64 * 30)]  # thirty files in each frame
+    assert list(plan(frames, size)) == [Run("a", 0, 64)]
 
 
 def test_unknown_packs_are_passed_over_and_the_total_is_bounded(monkeypatch):

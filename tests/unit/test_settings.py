@@ -46,6 +46,7 @@ def test_every_key_works_in_file_environment_and_flag(tmp_path):
         "index": "none",
         "root": "/a",
         "cache_dir": "/b",
+        "cache_dirs": "/h:/i",
         "run_dir": "/c",
         "cache_size": "7MiB",
         "cache_min_free": "3%",
@@ -57,10 +58,17 @@ def test_every_key_works_in_file_environment_and_flag(tmp_path):
         "fetch_memory": "9MiB",
         "busy_poll": "off",
         "profiles": "read",
+        "completion": "idle",
+        "completion_rate": "200MiB",
+        "model_policy": '[{name = "llama/*", pin = true, share = "1GiB"}]',
+        "signing_key": "/k",
+        "trusted_keys": "/keys,ed25519:x",
+        "cache_bypass": "never",
         "address": "/e",
         "registry_config": "/f:/g",
         "prepare_timeout": "4",
         "on_store_error": "error",
+        "prefetch_at_prepare": "6MiB",
         "mounter": "portable",
         "loop": "never",
         "packfs_metrics": "none",
@@ -209,3 +217,17 @@ def test_a_user_who_is_not_root_has_directories_of_their_own():
     xdg = {"HOME": "/home/u", "XDG_CACHE_HOME": "/c", "XDG_RUNTIME_DIR": "/r", "FLOE_INDEX": "none"}
     found = load({"cache_dir": "/given"}, {"FLOE_INDEX": "none"}, defaults=defaults_for(1000, xdg))
     assert (str(found.cache_dir), str(found.run_dir), found.index) == ("/given", "/r/floe", "none")
+
+
+def test_cache_directories_are_a_list_or_one_line_and_each_is_named_once(tmp_path):
+    found = load({}, {}, write(tmp_path, 'cache_dir = "/a"\ncache_dirs = ["/b", "/c"]\n'))
+    assert list(map(str, found.cache_roots)) == ["/a", "/b", "/c"]
+    assert load({"cache_dir": "/a"}, {"FLOE_CACHE_DIRS": "/b:/c"}).cache_roots == found.cache_roots
+    assert "--cache-dirs=/b:/c" in found.as_flags("cache_dirs")
+    assert "--cache-dirs=none" in Settings().as_flags("cache_dirs")
+    assert load({}, {}, write(tmp_path, "cache_dirs = []\n")).cache_roots == Settings().cache_roots
+    with pytest.raises(BadInputError, match="/a is named twice"):
+        _ = load({"cache_dir": "/a", "cache_dirs": "/b:/a"}, {}).cache_roots
+    for wrong in ('["b"]', '["/b:/c"]', "[1]", '"b"'):
+        with pytest.raises(BadInputError, match="cache_dirs"):
+            load({}, {}, write(tmp_path, f"cache_dirs = {wrong}\n"))

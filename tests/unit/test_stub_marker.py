@@ -5,7 +5,16 @@ import json
 import pytest
 
 from floe.store.errors import BadInputError, DamagedError, UnsupportedError
-from floe.store.stub import ANNOTATION, MARKER, Marker, check_annotation
+from floe.store.stub import (
+    AHEAD_MAX,
+    ANNOTATION,
+    MARKER,
+    MODELS_AHEAD,
+    Marker,
+    check_annotation,
+    models_ahead,
+    parse_models_ahead,
+)
 
 MARKER_OF = Marker("a" * 64, "/models/m", "org/m:latest", "b" * 64)
 
@@ -51,3 +60,12 @@ def test_annotation():
     assert check_annotation("a" * 64) == "a" * 64
     with pytest.raises(BadInputError):
         check_annotation("m:latest")
+
+
+def test_models_named_ahead_fit_into_a_label_and_come_once():
+    trees = [f"{number:064x}" for number in range(AHEAD_MAX + 5)]
+    value = models_ahead([trees[0], *trees, "None"])
+    assert parse_models_ahead(value) == trees[:AHEAD_MAX]
+    assert len(MODELS_AHEAD) + len(value) <= 4096
+    assert parse_models_ahead("") == parse_models_ahead("x,y") == []
+    assert MODELS_AHEAD == "containerd.io/snapshot/floe.models-ahead"

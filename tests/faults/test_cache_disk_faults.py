@@ -1,0 +1,114 @@
+"""The node cache on real disks that are full, out of inodes, read-only, or gone from under it: no read fails, and it is said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.floe_node import Node, wait_until
+from support.packs import make_pack, random_content
+from support.reading import read
+
+from floe.fuse.pack_reader import PackReader
+from floe.store.cache import CacheWriter, NodeCache
+from floe.store.objects.memory import MemoryStore
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
+MIB = 1 << 20
+FRAME = 128 << 10
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """An ext4 of 24 MiB and 64 inodes on a loop device."""
+    image, folder = tmp_path / "disk.img", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(24 * MIB)
+    folder.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-N", "64", "-m", "0", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder):
+    with contextlib.suppress(OSError), (folder / "ballast").open("wb") as file:
+        while True:
+            file.write(bytes(MIB))
+            file.flush()
+
+
+def take_inodes(folder):
+    with contextlib.suppress(OSError):
+        for number in range(1000):
+            (folder / f"inode-{number}").touch()
+
+
+def fail(folder):
+    """As ext4 does it when its disk fails: read-only from now on, whoever has files open."""
+    device = next(line.split()[0] for line in Path("/proc/mounts").read_text().splitlines() if f" {folder} " in line)
+    Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
+
+
+def remove(folder):
+    shutil.rmtree(folder / "cache")
+
+
+WRONG = {"full": fill, "no inodes": take_inodes, "read-only": fail, "removed": remove}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_reads_go_on(disk, wrong):
+    memory = MemoryStore()
+    packs = [make_pack(random_content(2 * MIB, 90 + n), FRAME).publish(memory) for n in range(3)]
+    cache = NodeCache(disk / "cache")
+    for pack in packs:
+        cache.add_index(pack.id, pack.index.encode())
+    with (
+        contextlib.closing(CacheWriter(cache)) as writer,
+        contextlib.closing(PackReader(memory, writer, readahead=0)) as reader,
+    ):
+        assert read(reader, packs[0].id, 0, 2 * MIB) == packs[0].content
+        wait_until(lambda: reader.counters()["memory_bytes"] == 0)
+        assert read(reader, packs[1].id, 0, FRAME) == packs[1].content[:FRAME]
+        wrong(disk)
+        for pack in packs[:2]:  # in the cache, half in the cache
+            assert read(reader, pack.id, 0, 2 * MIB) == pack.content
+        if wrong is not remove:  # then its index is gone, and with it what is known of a pack that was never opened
+            assert read(reader, packs[2].id, 0, 2 * MIB) == packs[2].content
+        assert reader.counters()["failed_reads"] == 0
+
+
+@pytest.fixture
+def node(tmp_path, disk):
+    """A mounted model of two files, its cache on `disk`."""
+    (tmp_path / "home").mkdir()
+    made = Node(tmp_path / "home")
+    made.environ |= {"FLOE_CACHE_DIR": str(disk / "cache"), "FLOE_SPOOL_DIR": str(tmp_path / "spool")}
+    made.environ |= {"FLOE_CACHE_MIN_FREE": "0", "FLOE_READAHEAD": "0"}
+    (tmp_path / "m").mkdir()
+    made.content = {name: random_content(4 * MIB, number) for number, name in enumerate(("one", "two", "three"))}
+    for name, content in made.content.items():
+        (tmp_path / "m" / name).write_bytes(content)
+    made.floe("model", "push", tmp_path / "m", "m")
+    made.place = tmp_path / "mnt"
+    made.place.mkdir()
+    made.floe("model", "mount", "m", made.place)
+    yield made
+    made.clean_up()
+
+
+def test_a_mounted_model_reads_on_and_status_says_why_nothing_is_kept(node, disk):
+    assert (node.place / "one").read_bytes() == node.content["one"]
+    assert node.json("status")["cache"]["directories"][0]["disk_problem"] == ""
+    fail(disk)
+    for name in ("one", "two", "three"):
+        assert (node.place / name).read_bytes() == node.content[name]
+    # Not that it is read-only: since Linux 6.15 such a disk does not say so to statvfs.
+    wait_until(lambda: "since the worker's start; nobody's read failed" in node.floe("status").stdout)
+    node.floe("umount", node.place)
+    wait_until(lambda: not node.processes())

@@ -1,0 +1,375 @@
+"""Several cache directories: each pack in one of them, found wherever it lies, bounded and evicted one by one; some fail."""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import slow_disk
+from support.mounts import until
+from support.packs import make_pack, random_content
+from support.reading import read
+from support.stores import RecordingStore
+
+from floe.fuse.pack_reader import PackReader
+from floe.fuse.pins import PolicyPins
+from floe.ingest.entries import Node
+from floe.ingest.erofs_writer import build_image
+from floe.store.cache import CacheGroup, CacheWriter, GroupWriter, NodeCache, group, group_writer, open_cache, placing
+from floe.store.cache.shares import POLICY_PIN
+from floe.store.errors import BadInputError, BusyError, DiskError, NotFoundError
+from floe.store.frames import VerifiedFrame
+from floe.store.ids import hexdigest
+from floe.store.objects.memory import MemoryStore
+from floe.store.policy import Policy
+
+MIB = 1 << 20
+FRAME = 128 << 10
+
+
+class Machine:
+    """Packs in a store, and a cache in directories below `base`."""
+
+    def __init__(self, base, stack):
+        self.base = base
+        self.stack = stack
+        self.memory = MemoryStore()
+        self.store = RecordingStore(self.memory)
+        self.packs = [make_pack(random_content(MIB, seed), FRAME).publish(self.memory) for seed in range(12)]
+        self.life = contextlib.ExitStack()
+
+    def start(self, *names, size=None):
+        """The cache in these directories, its writer and a reader; in place of what was before."""
+        self.stop()
+        self.life = self.stack.enter_context(contextlib.ExitStack())
+        cache = open_cache([self.base / name for name in names], lambda _total: (size, 0))
+        for pack in self.packs:
+            cache.add_index(pack.id, pack.index.encode())
+        self.cache = cache
+        self.writer = self.life.enter_context(contextlib.closing(GroupWriter(cache)))
+        self.reader = self.life.enter_context(contextlib.closing(PackReader(self.store, self.writer, readahead=0)))
+
+    def stop(self):
+        self.life.close()
+
+    def read_all(self, packs=None):
+        for pack in self.packs if packs is None else packs:
+            assert read(self.reader, pack.id, 0, MIB) == pack.content
+
+    def fill(self):
+        self.read_all()
+        until(lambda: self.writer.counters()["stored_bytes"] >= len(self.packs) * MIB)
+
+    def places(self):
+        """By pack the names of the directories with content of it."""
+        found = {pack.id: [] for pack in self.packs}
+        for data in self.base.glob("*/packs/*/data"):
+            if data.stat().st_blocks:
+                found[data.parent.name].append(data.parent.parent.parent.name)
+        return found
+
+    def at(self, name):
+        return [pack for pack in self.packs if self.places()[pack.id] == [name]]
+
+    def state(self, name):
+        (disk,) = [disk for disk in self.writer.disks() if disk["path"] == str(self.base / name)]
+        return disk["state"]
+
+
+@pytest.fixture
+def stack():
+    with contextlib.ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def machine(tmp_path, stack, monkeypatch):
+    """With places that follow from the directories' names, and not from the paths and disks of this test run."""
+
+    def by_name(pack_id, weights):
+        paths = {Path(path).name: path for path in weights}
+        return [paths[name] for name in placing.ranked(pack_id, dict.fromkeys(paths, 1))]
+
+    monkeypatch.setattr(group, "ranked", by_name)
+    return Machine(tmp_path, stack)
+
+
+@pytest.fixture
+def disk(tmp_path, machine):
+    """A small file system of its own at the directory b."""
+    place = tmp_path / "b"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "none", place], check=True)
+    yield place
+    machine.stop()
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_each_pack_lies_in_one_directory_and_is_found_there_again(machine):
+    machine.start("a", "b", "c")
+    machine.fill()
+    places = machine.places()
+    assert all(len(names) == 1 for names in places.values())
+    assert {names[0] for names in places.values()} == {"a", "b", "c"}
+    fetched = machine.store.bytes_read
+    machine.start("c", "a", "b")  # the order of the list means nothing
+    machine.read_all()
+    assert machine.store.bytes_read == fetched
+    assert machine.places() == places
+
+
+def test_a_list_that_changes_loses_nothing_but_what_lay_in_a_directory_taken_out(machine):
+    machine.start("a", "b")
+    machine.fill()
+    before, fetched = machine.places(), machine.store.bytes_read
+    machine.start("a", "b", "c", "d")  # what lies somewhere stays there, wherever it would belong now
+    machine.read_all()
+    assert (machine.places(), machine.store.bytes_read) == (before, fetched)
+    away = machine.at("b")
+    machine.start("a", "c")
+    machine.read_all()
+    assert machine.store.bytes_read - fetched == sum(len(pack.stored) for pack in away)
+    until(lambda: all(len(machine.places()[pack.id]) == 2 for pack in away))
+    fetched = machine.store.bytes_read
+    machine.start("a", "b", "c")  # two copies of some by now: one counts
+    machine.read_all()
+    assert machine.store.bytes_read == fetched
+
+
+def test_one_directory_alone_is_what_it_was_and_becomes_the_first_of_several(machine):
+    alone = NodeCache(machine.base / "a")
+    pack = machine.packs[0]
+    alone.add_index(pack.id, pack.index.encode())
+    with (
+        contextlib.closing(CacheWriter(alone)) as writer,
+        contextlib.closing(PackReader(machine.store, writer, readahead=0)) as reader,
+    ):
+        assert read(reader, pack.id, 0, MIB) == pack.content
+        until(lambda: alone.is_complete(pack.id))
+    fetched = machine.store.bytes_read
+    machine.start("b", "c", "a")
+    machine.read_all([pack])
+    assert machine.store.bytes_read == fetched
+    assert machine.cache.is_complete(pack.id)
+    assert machine.cache.data_path(pack.id) == machine.base / "a" / "packs" / pack.id / "data"
+
+
+def test_bounds_and_eviction_are_each_directorys_own(machine):
+    machine.start("a", "b", size=3 * MIB)
+    assert machine.cache.size == 6 * MIB
+    for pack in machine.packs:
+        put_all(machine.writer, pack)
+    assert machine.writer.counters()["evicted_bytes"] > 0
+    held = {Path(disk["path"]).name: disk["held_bytes"] for disk in machine.writer.disks()}
+    assert all(0 < value <= 3 * MIB for value in held.values())
+    for pack in machine.packs:
+        room = machine.writer.room(pack.id)
+        (name,) = machine.places()[pack.id] or [machine.cache.home(pack.id).root.name]
+        assert (room.size, room.free) == (3 * MIB, 3 * MIB - held[name])
+    both = machine.writer.room()
+    assert (both.size, both.free) == (6 * MIB, 6 * MIB - sum(held.values()))
+
+
+def test_a_share_holds_once_over_all_directories(machine):
+    machine.start("a", "b")
+    model = machine.packs[:8]
+    machine.writer.shares.set("m", 3 * MIB, [pack.id for pack in model])
+    for pack in [*machine.packs[8:], *model, *model]:
+        put_all(machine.writer, pack)
+
+    def held(packs):
+        return sum(found.bits.held() for pack in packs if (found := machine.writer.packs.get(pack.id)) is not None)
+
+    assert held(machine.packs[8:]) == 4 * MIB  # others are not touched for it
+    assert 0 < held(model) <= 3 * MIB
+    assert {machine.writer.room(pack.id).share for pack in model} == {"m"}
+
+
+def test_what_comes_to_one_directory_of_a_full_share_takes_the_place_of_what_another_holds(machine):
+    machine.start("a", "b")
+    by_place = {name: [p for p in machine.packs if machine.cache.home(p.id).root.name == name] for name in ("a", "b")}
+    first, second = by_place["a"][0], by_place["b"][0]
+    machine.writer.shares.set("m", MIB, [first.id, second.id])
+    put_all(machine.writer, first)
+    assert machine.writer.pack(first.id).bits.held() == MIB
+
+    def comes():
+        put_all(machine.writer, second)  # nothing waits for a pack that is just being synced to make room
+        return machine.writer.pack(second.id).bits.held() > 0
+
+    until(comes)
+    assert sum(machine.writer.pack(pack.id).bits.held() for pack in (first, second)) <= MIB
+
+
+def put_all(writer, pack):
+    for number in range(MIB // FRAME):
+        content = pack.content[number * FRAME : (number + 1) * FRAME]
+        writer.put(pack.id, number, VerifiedFrame(content, pack.index.frames[number].digest))
+
+
+def test_pins_are_with_the_pack_and_of_a_policy_over_all_directories(machine):
+    machine.start("a", "b", size=5 * MIB)
+    policy = Policy("m", pin=True)
+    pins = PolicyPins(machine.cache, lambda _name: policy)
+    packs = [pack.id for pack in machine.packs]
+    assert pins.pin("m", {"tree": packs[:6]}) == ""
+    assert "cannot keep" in pins.pin("n", {"other": packs[6:]})  # 12 MiB, of 10 MiB in all
+    assert all(machine.cache.pins(pack) == {f"{POLICY_PIN}m@tree"} for pack in packs[:6])
+    for pack in machine.packs[:6]:
+        put_all(machine.writer, pack)
+    machine.writer.evict(100 * MIB)
+    assert all(machine.writer.pack(pack).bits.is_full() for pack in packs[:6])
+    assert PolicyPins(machine.cache, lambda _name: policy).holds("tree")  # found again on the disks
+    PolicyPins(machine.cache, lambda _name: None).keep_wanted()
+    assert all(machine.cache.pins(pack) == set() for pack in packs)
+    until(lambda: machine.writer.evict(100 * MIB) == 0)  # what is just being completed is passed over
+    assert not any(machine.writer.pack(pack).bits.held() for pack in packs[:6])
+
+
+@pytest.fixture
+def real_disk(tmp_path, machine):
+    """An ext4 at the directory b."""
+    with slow_disk.ext4_disk(tmp_path / "loop") as place:
+        (tmp_path / "b").symlink_to(place)
+        yield place
+        machine.stop()
+
+
+def test_a_disk_that_turns_read_only_is_left_out_and_its_packs_come_from_the_store(machine, real_disk, caplog):
+    machine.start("a", "b")
+    machine.fill()
+    lost = machine.at("b")
+    assert lost
+    fetched = machine.store.bytes_read
+    (Path("/sys/fs/ext4") / slow_disk.device_of(real_disk).name / "trigger_fs_error").write_text("a test")
+    machine.writer.evict(100 * MIB, {lost[0].id})  # is refused, and so tells
+    until(lambda: machine.state("b") == "left out")
+    until(lambda: "left out: Read-only file system; its packs are read from the store" in caplog.text)
+    machine.read_all()
+    assert machine.store.bytes_read - fetched == sum(len(pack.stored) for pack in lost)
+    until(lambda: machine.at("a") + [p for p in lost if "a" in machine.places()[p.id]])
+    until(lambda: all("a" in machine.places()[pack.id] for pack in lost))
+    machine.read_all()
+    assert machine.store.bytes_read - fetched == sum(len(pack.stored) for pack in lost)  # the other one has them now
+    assert machine.writer.counters()["held_bytes"] >= 12 * MIB
+
+
+def test_a_directory_that_vanishes_is_left_out_also_when_nobody_asks_for_it(machine, monkeypatch):
+    monkeypatch.setattr(group_writer, "_LOOK", 0.05)
+    machine.start("a", "b")
+    machine.fill()
+    shutil.rmtree(machine.base / "b")
+    until(lambda: machine.state("b") == "left out")
+    machine.read_all()
+    assert not (machine.base / "b").exists()
+    assert machine.state("a") == "ok"
+
+
+def test_a_disk_that_fails_to_read_and_write_is_left_out(machine, monkeypatch):
+    machine.start("a", "b")
+    machine.fill()
+    write, lost = group_writer.write_all, machine.at("b")
+    bad = (machine.base / "b").stat().st_ino
+
+    def failing(fd, data, offset):
+        if Path(f"/proc/self/fd/{fd}").readlink().parents[1].stat().st_ino == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        write(fd, data, offset)
+
+    monkeypatch.setattr(group_writer, "write_all", failing)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "bad")))
+        machine.read_all(lost[:1])
+    until(lambda: machine.state("b") == "left out")
+    assert machine.state("a") == "ok"
+    machine.read_all()
+
+
+def test_one_bad_read_leaves_no_directory_out(machine, monkeypatch):
+    machine.start("a", "b")
+    machine.fill()
+    tried = []
+    real = GroupWriter._try
+    monkeypatch.setattr(
+        GroupWriter, "_try", lambda self, root, *, write: (real(self, root, write=write), tried.append(root))
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "bad")))
+        machine.read_all(machine.packs[:1])
+    until(lambda: tried)
+    assert {disk["state"] for disk in machine.writer.disks()} == {"ok"}
+
+
+def test_a_full_disk_keeps_what_it_has_and_new_packs_go_elsewhere(machine, disk):
+    machine.start("a", "b")
+    here = [pack for pack in machine.packs if machine.cache.home(pack.id).root == disk]
+    machine.read_all(here[:1])
+    until(lambda: machine.places()[here[0].id] == ["b"])
+    with contextlib.suppress(OSError), (disk / "ballast").open("wb", 0) as file:
+        while file.write(bytes(MIB)):
+            pass
+    machine.read_all()
+    until(lambda: all("a" in machine.places()[pack.id] for pack in here[1:]))
+    fetched = machine.store.bytes_read
+    machine.read_all()
+    assert machine.store.bytes_read == fetched
+    assert machine.state("b") != "left out"
+
+
+def test_one_that_cannot_be_used_at_the_start_is_left_out_unless_it_is_the_last(machine, tmp_path, caplog):
+    (tmp_path / "file").write_text("no directory")
+    machine.start("file", "a", "b")
+    assert [disk["state"] for disk in machine.writer.disks()] == ["ok", "ok", "left out"]
+    assert f"cache directory {tmp_path}/file is left out" in caplog.text
+    machine.fill()
+    with pytest.raises(DiskError):
+        open_cache([tmp_path / "file"])
+    with pytest.raises(DiskError):
+        open_cache([tmp_path / "file", tmp_path / "file" / "below"])
+
+
+def test_a_directory_that_another_process_writes_to_is_no_failure_to_pass_over(machine, tmp_path):
+    cache = CacheGroup([NodeCache(tmp_path / "a"), NodeCache(tmp_path / "b")])
+    with contextlib.closing(CacheWriter(NodeCache(tmp_path / "b"))), pytest.raises(BusyError):
+        GroupWriter(cache)
+    with contextlib.closing(GroupWriter(cache)):
+        pass  # what was taken of the others was given back
+
+
+def test_a_directory_named_twice_is_refused_and_one_disk_for_two_is_said_and_shared(machine, tmp_path, caplog):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(BadInputError, match="named twice"):
+        open_cache([tmp_path / "a", tmp_path / "link"])
+    cache = open_cache([tmp_path / "a", tmp_path / "b"], lambda total: (total, total))
+    total = cache.members[0].min_free
+    assert [(member.size, member.min_free) for member in cache.members] == [(total // 2, total)] * 2
+    with caplog.at_level(logging.WARNING), contextlib.closing(GroupWriter(cache)):
+        pass
+    assert "lie on one disk" in caplog.text
+
+
+def test_other_processes_go_on_without_a_directory_that_fails(machine, disk):
+    machine.start("a", "b")
+    machine.fill()
+    machine.stop()
+    lost, kept = machine.at("b")[0], machine.at("a")[0]
+    cache = open_cache([machine.base / "a", machine.base / "b"])
+    subprocess.run(["umount", "-l", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", disk], check=True)
+    assert cache.data_path(kept.id).parts[-4] == "a"
+    assert cache.data_path(lost.id).parts[-4] == "a"  # empty: it is fetched again; its index had a copy
+    assert not cache.is_complete(lost.id)
+    cache.pin(lost.id, "x")
+    assert cache.pins(lost.id) == {"x"}
+    cache.unpin(lost.id, "x")
+    tree = build_image(Node(stat.S_IFDIR | 0o755), {})
+    assert cache.tree_path(hexdigest(tree)) is None
+    assert cache.add_tree(hexdigest(tree), tree) == cache.tree_path(hexdigest(tree))
+    with pytest.raises(NotFoundError):
+        cache.data_path("0" * 64)

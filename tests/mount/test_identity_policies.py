@@ -1,0 +1,154 @@
+"""The policies of install/identity/, enforced before a real S3 server: each role can do its work, and no more."""
+
+import json
+import os
+import random
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+from support import seaweed
+from support.floe_node import Node
+from support.s3gate import S3Gate
+
+from floe.store.catalog import Catalog
+from floe.store.index import open_index
+from floe.store.objects import open_store, permissions
+from floe.store.profiles import ProfileStore, model_source
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+IDENTITY = Path(__file__).parents[2] / "install" / "identity"
+SIZE = 12 << 20  # two parts
+PREFIX = "team/models"
+
+
+def policy(name, bucket):
+    """Whether IAM's rules of one file allow a request."""
+    text = (IDENTITY / name).read_text().replace("BUCKET", bucket).replace("PREFIX", PREFIX)
+    statements = json.loads(text)["Statement"]
+
+    def allows(action, bucket, key):
+        resource = f"arn:aws:s3:::{bucket}/{key}" if key else f"arn:aws:s3:::{bucket}"
+        return any(
+            action in one["Action"]
+            and any(
+                fnmatchcase(resource, p)
+                for p in ([one["Resource"]] if isinstance(one["Resource"], str) else one["Resource"])
+            )
+            for one in statements
+        )
+
+    return allows
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """(node, become): `become(file)` gives the node the rights of that policy."""
+    server = seaweed.running()
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    bucket = server.bucket()
+    with S3Gate(server, {seaweed.ACCESS_KEY: None}) as gate:
+        node = Node(tmp_path)
+        node.environ |= {**server.environment(), "FLOE_STORE": gate.address(bucket, PREFIX), "FLOE_STORE_TIMEOUT": "10"}
+        node.store = f"s3://{bucket}/{PREFIX}?endpoint={server.endpoint}&region=us-east-1"
+
+        def become(name):
+            gate.allowed = policy(name, bucket)
+            gate.refusals.clear()
+            return gate
+
+        yield node, become
+        node.clean_up()
+
+
+def keys(node, prefix):
+    store = open_store(node.store)
+    try:
+        return [info.key for info in store.list(prefix)]
+    finally:
+        store.close()
+
+
+def starts(node):
+    store = open_store(node.store)
+    try:
+        profile = ProfileStore(Catalog(store, open_index(None))).of_source(model_source("acme/m"))
+        return profile.starts if profile else 0
+    finally:
+        store.close()
+
+
+def push(node, seed, **how):
+    folder = node.home / "m"
+    folder.mkdir(exist_ok=True)
+    (folder / "weights").write_bytes(content := random.Random(seed).randbytes(SIZE))
+    node.floe("model", "push", folder, f"acme/m:{seed}", **how)
+    return content
+
+
+def read(node, tag, wanted):
+    place = node.home / "mnt"
+    node.floe("model", "mount", f"acme/m:{tag}", place)
+    assert (place / "weights").read_bytes() == wanted
+    node.floe("umount", place)
+
+
+def test_each_role_can_do_its_work_and_no_more(world):
+    node, become = world
+    gate = become("s3-operator.json")
+    node.floe("store", "init")
+    become("s3-indexer.json")
+    content = push(node, 1)
+    second = push(node, 2)
+    assert not gate.refusals
+    assert keys(node, "gc/pushes/") == []  # it ended its records itself
+    assert gate.actions["s3:DeleteObject"]
+    node.floe("model", "rm", "acme/m:1", code=1)
+    assert gate.refusals["AccessDenied"]
+
+    become("s3-node.json")
+    read(node, 1, content)
+    assert not gate.refusals
+    assert starts(node) == 1
+    assert "s3:PutObject" in push_refused(node)
+
+    become("s3-node-read-only.json")
+    read(node, 2, second)
+    assert set(gate.refusals) <= {"AccessDenied"}  # of what it would have recorded
+    assert starts(node) == 1
+
+    become("s3-operator.json")
+    node.floe("model", "rm", "acme/m:1")
+    node.floe("gc", "--delete", "--grace", "0")
+    node.floe("gc", "--delete", "--grace", "0")
+    node.floe("fsck")
+    assert not gate.refusals
+    assert len(keys(node, "packs/")) == 1
+
+
+def push_refused(node):
+    folder = node.home / "m"
+    (folder / "weights").write_bytes(random.Random(3).randbytes(1000))
+    return node.floe("model", "push", folder, "acme/m:3", code=1).stderr
+
+
+def test_google_s_roles_hold_what_floe_asks_for():
+    def listed(name):
+        text = (IDENTITY / name).read_text()
+        assert re.match(r"title: .+\ndescription: .+\nstage: GA\nincludedPermissions:\n(- [\w.]+\n)+\Z", text)
+        return re.findall(r"^- (\S+)$", text, re.MULTILINE)
+
+    def asked(*roles):
+        return sorted(
+            {
+                p
+                for op, role in permissions.ROLES.items()
+                if role in roles
+                for p in permissions.permissions("gs://b", op)
+            }
+        )
+
+    assert sorted(listed("gcs-node.yaml")) == asked("reader")
+    assert sorted(listed("gcs-indexer.yaml")) == asked("reader", "writer", "remover")
