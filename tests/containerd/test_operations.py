@@ -73,7 +73,7 @@ def cluster(request, tmp_path):
     made.close()
 
 
-@each_version()
+@each_version(older=pytest.mark.slow)
 def test_the_blobs_of_a_lazily_pulled_image_are_fetched_when_wanted(version, cluster, tmp_path):
     cluster.index()
     assert cluster.layers_fetched_by(cluster.pull) == 0
@@ -91,7 +91,7 @@ def test_the_blobs_of_a_lazily_pulled_image_are_fetched_when_wanted(version, clu
     assert cluster.runs()
 
 
-@each_version()
+@each_version(older=pytest.mark.slow)
 def test_after_switching_to_overlayfs_a_lazily_pulled_image_is_removed_and_pulled_again(version, cluster):
     cluster.index()
     cluster.pull()
@@ -105,7 +105,7 @@ def test_after_switching_to_overlayfs_a_lazily_pulled_image_is_removed_and_pulle
     until(lambda: cluster.lazy() == 0)
 
 
-@each_version()
+@each_version(older=pytest.mark.slow)
 def test_a_layer_unpacked_once_stays_unpacked_until_its_image_is_removed(version, cluster):
     assert cluster.layers_fetched_by(cluster.pull) == 2
     cluster.index()

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +54,12 @@ def versions() -> list[Version]:
     return [found[name] for name in sorted(found)]
 
 
-def each_version() -> pytest.MarkDecorator:
-    """Run a test on every containerd of this machine: the parameter `version`."""
-    params = versions() or [pytest.param(None, marks=pytest.mark.skip("no containerd here: run install/setup.sh test"))]
+def each_version(*, older: Collection[pytest.Mark | pytest.MarkDecorator] = ()) -> pytest.MarkDecorator:
+    """Run a test on every containerd of this machine: the parameter `version`. `older`: marks of all but the newest."""
+    *some, newest = versions() or [None]
+    params = [pytest.param(version, marks=older) for version in some]
+    skipped = () if newest else pytest.mark.skip("no containerd here: run install/setup.sh test")
+    params.append(pytest.param(newest, marks=skipped))
     return pytest.mark.parametrize("version", params, ids=str)
 
 

@@ -65,17 +65,18 @@ def _temporary(spare: Path) -> Iterator[tuple[int, Path]]:
 def remove_dead(spare: Path) -> int:
     """Remove temporaries whose writers were killed; how many there were. OSError when the folder cannot be read."""
     removed = 0
-    for entry in os.scandir(spare):
-        with contextlib.suppress(OSError):
-            if not entry.is_file(follow_symlinks=False) or time.time() - entry.stat().st_mtime < _YOUNG:
-                continue
-            fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                Path(entry.path).unlink()
-                removed += 1
-            finally:
-                os.close(fd)
+    with os.scandir(spare) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if not entry.is_file(follow_symlinks=False) or time.time() - entry.stat().st_mtime < _YOUNG:
+                    continue
+                fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    Path(entry.path).unlink()
+                    removed += 1
+                finally:
+                    os.close(fd)
     return removed
 
 
