@@ -19,6 +19,7 @@ from support.stores import RecordingStore
 from floe.fuse.pack_reader import PackReader
 from floe.store.blocks import Blocks
 from floe.store.cache import CacheWriter, NodeCache, cached_pack, packfiles
+from floe.store.cache.bitmap import Bitmap
 from floe.store.errors import BusyError, DamagedError, NotFoundError
 from floe.store.frames import VerifiedFrame
 from floe.store.objects.memory import MemoryStore
@@ -184,6 +185,49 @@ def test_a_data_file_of_another_size_is_not_believed(cache, stack, size):
     assert trusted(writer, pack) == []
     put_all(writer, pack)
     eventually(lambda: cache.is_complete(pack.id))
+    assert cache.data_path(pack.id).read_bytes() == pack.content
+
+
+@pytest.mark.parametrize("size", [3 * MIB, 5 * MIB])
+def test_a_data_file_of_another_size_is_not_touched_below_a_native_mount(cache, stack, size):
+    pack = make_pack(random_content(4 * MIB, 6), FRAME)
+    add(cache, pack)
+    writer = CacheWriter(cache)
+    put_all(writer, pack)
+    eventually(lambda: cache.is_complete(pack.id))
+    writer.close()
+    cache.pin(pack.id, "tree-of a mount")
+    data = cache.data_path(pack.id)
+    os.truncate(data, size)
+    before = data.read_bytes()
+    for _ in range(2):  # also by the writer after the one that finds it so
+        writer = CacheWriter(cache)
+        assert not writer.put(pack.id, 0, frame_of(pack, 0))
+        assert data.read_bytes() == before
+        assert not (cache.folder(pack.id) / "complete").exists()
+        writer.close()
+    writer = opened(stack, cache)
+    cache.unpin(pack.id, "tree-of a mount")
+    put_all(writer, pack)
+    eventually(lambda: cache.is_complete(pack.id))
+    assert data.read_bytes() == pack.content
+
+
+@pytest.mark.parametrize("spoiled", ["bitmap", "complete"])
+def test_a_mounted_data_file_keeps_its_content_when_what_is_said_of_it_is_lost(cache, stack, spoiled):
+    pack, other = (make_pack(random_content(size, 6), FRAME) for size in (4 * MIB, 2 * MIB))
+    add(cache, pack)
+    writer = CacheWriter(cache)
+    put_all(writer, pack)
+    eventually(lambda: cache.is_complete(pack.id))
+    writer.close()
+    cache.pin(pack.id, "tree-of a mount")
+    bits = Bitmap(FRAME, other.index.content_size, OTHER_BOOT)
+    (cache.folder(pack.id) / "bitmap").write_bytes(bits.header() + bits.trusted + bits.suspect)
+    if spoiled == "complete":
+        (cache.folder(pack.id) / "complete").unlink()
+    writer = opened(stack, cache)
+    assert trusted(writer, pack) == []
     assert cache.data_path(pack.id).read_bytes() == pack.content
 
 

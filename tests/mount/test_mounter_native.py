@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from support.mounts import content_of, entry_at, mount_node
 from floe.mount.mounter import MountState
 from floe.mount.mountinfo import read_mounts
 from floe.mount.state import METADATA, NATIVE
+from floe.store.cache import CacheWriter
 from floe.store.errors import BadInputError, BusyError, NotFoundError, PreconditionError, UnavailableError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -148,6 +150,20 @@ def test_a_device_that_shrinks_gives_eio_not_zeros(node):
     os.truncate(tree.packs[0].data, 2 << 20)
     with (where / "file0").open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with pytest.raises(OSError) as error:
+            os.pread(file.fileno(), 4096, 3 << 20)
+    assert error.value.errno == errno.EIO
+
+
+def test_a_worker_that_finds_a_device_cut_leaves_it_so(node):
+    tree = node.tree(size=4 << 20)
+    where = node.mounter().mount(tree, "a")
+    os.truncate(tree.packs[0].data, 2 << 20)
+    with closing(CacheWriter(node.cache)) as writer:
+        assert writer.pack(tree.packs[0].id) is None
+    with (where / "file0").open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(file.fileno(), 4096, 1 << 20) == content_of("tree", 0, 4 << 20)[1 << 20 :][:4096]
         with pytest.raises(OSError) as error:
             os.pread(file.fileno(), 4096, 3 << 20)
     assert error.value.errno == errno.EIO
