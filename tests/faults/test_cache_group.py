@@ -21,7 +21,7 @@ from floe.fuse.pins import PolicyPins
 from floe.ingest.entries import Node
 from floe.ingest.erofs_writer import build_image
 from floe.store.cache import CacheGroup, CacheWriter, GroupWriter, NodeCache, group, group_writer, open_cache, placing
-from floe.store.cache.shares import POLICY_PIN
+from floe.store.cache.shares import POLICY_PIN, Share
 from floe.store.errors import BadInputError, BusyError, DiskError, NotFoundError
 from floe.store.frames import VerifiedFrame
 from floe.store.ids import hexdigest
@@ -206,6 +206,26 @@ def test_what_comes_to_one_directory_of_a_full_share_takes_the_place_of_what_ano
     assert sum(machine.writer.pack(pack.id).bits.held() for pack in (first, second)) <= MIB
 
 
+def test_a_models_share_takes_nothing_of_what_another_model_pins(machine):
+    machine.start("a", "b")
+    shared, own = machine.packs[:2]
+    machine.writer.shares.set("ft", MIB, [shared.id, own.id])
+    put_all(machine.writer, shared)
+    until(lambda: machine.cache.is_complete(shared.id))
+    pins = [f"{POLICY_PIN}{pin}" for pin in ("base@tree", "ft@of@tree", "ft@tree")]
+    for pin in pins:  # for which whoever completed it has let go of it
+        machine.cache.pin(shared.id, pin)
+    for pin in pins[:2]:
+        put_all(machine.writer, own)
+        assert machine.writer.pack(shared.id).bits.is_full()  # although it is the oldest
+        assert machine.writer.pack(own.id).bits.held() == 0
+        machine.cache.unpin(shared.id, pin)
+
+    put_all(machine.writer, own)
+    assert machine.writer.pack(own.id).bits.is_full()
+    assert machine.writer.pack(shared.id).bits.held() == 0  # the pin of its own does not count
+
+
 def put_all(writer, pack):
     for number in range(MIB // FRAME):
         content = pack.content[number * FRAME : (number + 1) * FRAME]
@@ -247,7 +267,7 @@ def test_a_disk_that_turns_read_only_is_left_out_and_its_packs_come_from_the_sto
     assert lost
     fetched = machine.store.bytes_read
     (Path("/sys/fs/ext4") / slow_disk.device_of(real_disk).name / "trigger_fs_error").write_text("a test")
-    machine.writer.evict(100 * MIB, {lost[0].id})  # is refused, and so tells
+    machine.writer.evict(100 * MIB, Share("m", MIB, frozenset({lost[0].id})))  # is refused, and so tells
     until(lambda: machine.state("b") == "left out")
     until(lambda: "left out: Read-only file system; its packs are read from the store" in caplog.text)
     machine.read_all()

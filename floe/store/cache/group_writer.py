@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from floe.store.cache.durable import sync_folder, write_all
 from floe.store.cache.group import FOR_GOOD, CacheGroup
 from floe.store.cache.node_cache import FULL, NodeCache
 from floe.store.cache.packfiles import NO_DESCRIPTORS
-from floe.store.cache.shares import Room, Shares
+from floe.store.cache.shares import Room, Share, Shares
 from floe.store.cache.tables import Tables
 from floe.store.cache.writer import CacheWriter, Group
 from floe.store.errors import BusyError, FloeError
@@ -80,8 +79,8 @@ class GroupWriter:
     def _open(self, member: NodeCache, wait: float, boot_id: str | None, bypass: str) -> CacheWriter:
         root = member.root
 
-        def evict_elsewhere(need: int, packs: AbstractSet[str]) -> None:
-            self._evict_elsewhere(root, need, packs)
+        def evict_elsewhere(need: int, share: Share) -> None:
+            self._evict_elsewhere(root, need, share)
 
         group = Group(self.packs, self._tables, self.shares, evict_elsewhere, self._troubled[root].set)
         judge = Bypass(bypass, str(root), self._misses)
@@ -176,13 +175,13 @@ class GroupWriter:
         sizes = [room.size for room in rooms if room.size is not None]
         return Room(sum(room.free for room in rooms), sum(sizes) if len(sizes) == len(rooms) else None)
 
-    def evict(self, target: int, among: AbstractSet[str] | None = None) -> int:
+    def evict(self, target: int, among: Share | None = None) -> int:
         """See CacheWriter: from the directories one after the other."""
         return _evict(self._writers.values(), target, among)
 
-    def _evict_elsewhere(self, root: Path, need: int, packs: AbstractSet[str]) -> None:
+    def _evict_elsewhere(self, root: Path, need: int, share: Share) -> None:
         """Make room in a model's share for what comes to the directory `root`, which has no more of the model to give."""
-        _evict((writer for other, writer in list(self._writers.items()) if other != root), need, packs)
+        _evict((writer for other, writer in list(self._writers.items()) if other != root), need, share)
 
     # directories that fail
 
@@ -275,7 +274,7 @@ class GroupWriter:
             writer.abandon()
 
 
-def _evict(writers: Iterable[CacheWriter], target: int, among: AbstractSet[str] | None) -> int:
+def _evict(writers: Iterable[CacheWriter], target: int, among: Share | None) -> int:
     freed = 0
     for writer in list(writers):
         if freed < target:

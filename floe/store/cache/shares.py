@@ -21,6 +21,15 @@ class Share(NamedTuple):
     size: int
     packs: frozenset[str]
 
+    def owns(self, pin: str) -> bool:
+        """Whether this model's policy set a pin, and not another's or a mount."""
+        return is_policy(pin) and pin.removeprefix(POLICY_PIN).rpartition("@")[0] == self.name
+
+
+def is_policy(pin: str) -> bool:
+    """Whether the owner of a pin is a model's policy, `policy-<name>@<tree digest>`, and not a mount."""
+    return pin.startswith(POLICY_PIN)
+
 
 class Room(NamedTuple):
     """`free` bytes can be stored before something of the cache, or of the share called `share`, has to go.

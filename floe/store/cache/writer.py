@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from floe.store.cache.load import load_pack
 from floe.store.cache.node_cache import NodeCache, disk_errors
 from floe.store.cache.ownership import leave_packs, own, remove_left
 from floe.store.cache.packfiles import NO_DESCRIPTORS
-from floe.store.cache.shares import POLICY_PIN, Room, Share, Shares
+from floe.store.cache.shares import Room, Share, Shares, is_policy
 from floe.store.cache.tables import Tables
 from floe.store.cache.usage import Usage
 from floe.store.errors import DamagedError, FloeError, TransitDamageError
@@ -43,14 +42,14 @@ _PAUSE = 0.2  # seconds without storing or evicting after there was nothing to e
 class Group(NamedTuple):
     """What the writer of one directory of several has to do with the others.
 
-    `packs`, `tables` and `shares` are those of all. `evict_elsewhere` is asked for bytes of some packs that lie in other directories,
+    `packs`, `tables` and `shares` are those of all. `evict_elsewhere` is asked for bytes of a share that lie in other directories,
     `trouble` told that the disk refused something.
     """
 
     packs: Mapping[str, CachedPack]
     tables: Tables
     shares: Shares
-    evict_elsewhere: Callable[[int, AbstractSet[str]], object]
+    evict_elsewhere: Callable[[int, Share], object]
     trouble: Callable[[], None]
 
 
@@ -81,7 +80,7 @@ class CacheWriter:
             raise
         remove_left(cache)
         self.packs: dict[str, CachedPack] = {}  # those in use; others only look up
-        self._group = group or Group(self.packs, Tables(cache.index), Shares(), lambda _need, _packs: 0, lambda: None)
+        self._group = group or Group(self.packs, Tables(cache.index), Shares(), lambda _need, _share: 0, lambda: None)
         self.shares = self._group.shares
         self._tables = self._group.tables
         self.bypass = bypass or Bypass()
@@ -229,7 +228,7 @@ class CacheWriter:
     def discard(self, pack_id: str, frames: list[int]) -> bool:
         """Take away frames that are known to be bad; False when a native mount has the pack, or the disk fails."""
         pack = self.pack(pack_id)
-        return pack is not None and self._drop(pack, frames, own=True) > 0
+        return pack is not None and self._drop(pack, frames, is_policy) > 0
 
     def _failed(self, pack_id: str, error: OSError | FloeError, what: str = "write") -> None:
         self._count("write_errors")
@@ -270,10 +269,10 @@ class CacheWriter:
         for share in self.shares.by_pack.get(pack_id, ()):
             over = self._held(share) + need - share.size
             if over > 0 and evict:
-                self.evict(batch(over, share.size), share.packs)
+                self.evict(batch(over, share.size), share)
                 over = self._held(share) + need - share.size
                 if over > 0:
-                    self._group.evict_elsewhere(over, share.packs)
+                    self._group.evict_elsewhere(over, share)
                     over = self._held(share) + need - share.size
             if over > 0:
                 return False
@@ -310,20 +309,20 @@ class CacheWriter:
                 return 0  # then writing fails too, and says why
         return shortage(need, self._usage.held, self.cache.size, free, self.cache.min_free)
 
-    def evict(self, target: int, among: AbstractSet[str] | None = None) -> int:
+    def evict(self, target: int, among: Share | None = None) -> int:
         """Take away at least `target` bytes of what was not used for longest, if there is so much; what went.
 
-        `among`: only from these packs of one model, whose policy may pin them against all others.
+        `among`: only from the packs of one model, whose own policy may pin them against all others.
         """
-        packs = [pack for pack in self.packs.values() if among is None or pack.id in among]
-        own = among is not None
+        packs = [pack for pack in self.packs.values() if among is None or pack.id in among.packs]
+        passed = _none if among is None else among.owns
         pinned: dict[int, bool] = {}
         chosen: dict[int, list[int]] = {}
         freed = planned = 0
         for position, extent in oldest_first([p.recency for p in packs]):
             pack = packs[position]
             if position not in pinned:
-                pinned[position] = self._is_pinned(pack.id, own=own)
+                pinned[position] = self._is_pinned(pack.id, passed)
             if pinned[position]:
                 continue
             per_extent = EXTENT // pack.bits.frame_size
@@ -331,25 +330,26 @@ class CacheWriter:
             chosen.setdefault(position, []).extend(frames)
             planned += sum(map(pack.bits.content_length, frames))
             if planned >= target - freed:
-                freed += sum(self._drop(packs[at], going, own=own) for at, going in chosen.items())
+                freed += sum(self._drop(packs[at], going, passed) for at, going in chosen.items())
                 chosen, planned = {}, 0
                 if freed >= target:
                     break
-        freed += sum(self._drop(packs[at], going, own=own) for at, going in chosen.items())
+        freed += sum(self._drop(packs[at], going, passed) for at, going in chosen.items())
         self._count("evicted_bytes", freed)
         return freed
 
-    def _is_pinned(self, pack_id: str, *, own: bool) -> bool:
+    def _is_pinned(self, pack_id: str, passed: Callable[[str], bool]) -> bool:
+        """Whether there are pins other than those `passed` over."""
         try:
-            return any(not (own and owner.startswith(POLICY_PIN)) for owner in self.cache.pins(pack_id))
+            return not all(map(passed, self.cache.pins(pack_id)))
         except OSError as error:  # such as too many open files: nobody knows, so nothing goes
             self._failed(pack_id, error)
             return True
 
-    def _drop(self, pack: CachedPack, frames: list[int], *, own: bool) -> int:
+    def _drop(self, pack: CachedPack, frames: list[int], passed: Callable[[str], bool]) -> int:
         try:
             with self.cache.locked(pack.id, wait=False):
-                if self._is_pinned(pack.id, own=own):
+                if self._is_pinned(pack.id, passed):
                     return 0
                 return pack.drop(frames, self._boot_id)
         except BlockingIOError:
@@ -427,6 +427,10 @@ class CacheWriter:
     def _opened(self, pack: CachedPack) -> None:
         with self._open_lock:
             self._open[pack.id] = pack
+
+
+def _none(_pin: str) -> bool:
+    return False
 
 
 class _OpenPacks(LRUCache[str, CachedPack]):
