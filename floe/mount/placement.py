@@ -49,14 +49,34 @@ class Placement:
         self._probed: Probed | None = None
 
     def probe(self) -> Probed:
-        """Whether files may be mounted, of all folders; asked of the kernel once a boot, then remembered in the run directory."""
+        """Whether files may be mounted, of all folders; asked of the kernel once a boot, then remembered in the run directory.
+
+        A folder whose disk fails does not count, since trees may lie on the others; if it is the only one, the answer is no, until
+        it can be asked. DiskError when there is no folder, OperationError ENODEV without EROFS in the kernel.
+        """
         with self._lock:
             if self._probed is None:
-                found = [self._recall(folder) or self._ask(folder) for folder in self._folders if folder.is_dir()]
-                if not found:
+                found, problem = self._ask_all()
+                if not found and problem is None:
                     raise DiskError(f"{self._folders[0]} is not there", hint="check the cache's disk and its mount")
+                if not found:
+                    return Probed(False, f"that cannot be tried: {problem}")
                 self._probed = next((probed for probed in found if not probed.files), found[0])
             return self._probed
+
+    def _ask_all(self) -> tuple[list[Probed], OSError | None]:
+        found: list[Probed] = []
+        problem: OSError | None = None
+        for folder in self._folders:
+            try:
+                if folder.is_dir():
+                    found.append(self._recall(folder) or self._ask(folder))
+            except OperationError:
+                raise
+            except OSError as error:
+                problem = error
+                _log.warning("whether trees are mounted from files in %s cannot be tried: %s", folder, error)
+        return found, problem
 
     def mount(self, **request: Any) -> dict[str, Any]:
         """Run the operation `mount` (see helper.py). OperationError, DeadlineError, UnsupportedError."""

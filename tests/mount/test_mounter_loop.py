@@ -120,6 +120,36 @@ def test_this_kernel_passes_the_probe_once_a_boot(node, monkeypatch):
     assert again.placement.probe().files
 
 
+@pytest.fixture
+def read_only(tmp_path):
+    """The folder of a disk that turned read-only."""
+    place = tmp_path / "read-only"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_one_of_several_disks_that_cannot_be_tried_keeps_no_tree_from_being_mounted(node, read_only):
+    mounter = node.mounter()
+    mounter.placement._folders = (read_only, *node.cache.roots)
+    mounter.mount(node.tree(), "a")
+    assert mounter.mounts()[0].loops == ()
+
+
+def test_where_nothing_can_be_tried_trees_are_mounted_from_loops_until_it_can(node, read_only):
+    mounter = node.mounter()
+    mounter.placement._folders = (read_only,)
+    mounter.mount(node.tree(), "a")
+    assert len(mounter.mounts()[0].loops) == 2
+    refusing = node.mounter(loop="never")
+    refusing.placement._folders = (read_only,)
+    with pytest.raises(UnsupportedError, match=r"cannot be tried: .*Read-only file system"):
+        refusing.mount(node.tree("other"), "a")
+    mounter.placement._folders = node.cache.roots
+    assert mounter.placement.probe().files
+
+
 @pytest.mark.parametrize("answer", [{"read": 32768, "errno": 0}, {"read": 32768, "errno": errno.EIO}])
 def test_a_kernel_that_fills_with_zeros_gets_loops(node, monkeypatch, answer):
     mounter = node.mounter()
