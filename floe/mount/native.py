@@ -6,6 +6,7 @@ is complete after that, and unpinned only when no superblock uses it any more.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from floe.mount.mountinfo import MountEntry, mount_at
 from floe.mount.quiet import superblock_alive
 from floe.mount.state import RunState
 from floe.mount.trees import Pack, PackCache, Tree
+from floe.store.errors import DiskError, NoSpaceError
 from floe.store.ids import hexdigest
 
 _log = logging.getLogger(__name__)
@@ -36,7 +38,10 @@ class Pins:
         return f"tree-{digest}{self._suffix}"
 
     def take(self, tree: Tree) -> bool:
-        """Pin all packs of `tree` when all are complete and as long as they must be; else pin none and say False."""
+        """Pin all packs of `tree` when all are complete and as long as they must be; else pin none and say False.
+
+        So too when the disk takes no pins: the pack filesystem reads from it all the same.
+        """
         if not tree.packs or not all(self._cache.is_complete(pack.id) for pack in tree.packs):
             return False
         before = self.of(tree.digest, (pack.id for pack in tree.packs))
@@ -45,9 +50,16 @@ class Pins:
             for pack in tree.packs:
                 self._cache.pin(pack.id, owner)
             whole = all(self._cache.is_complete(pack.id) and self._is_there(pack) for pack in tree.packs)
+        except (DiskError, NoSpaceError, OSError) as error:
+            _log.warning(
+                "tree %s is mounted through the pack filesystem, since it cannot be pinned: %s", tree.digest, error
+            )
         finally:
             if not whole:
-                self._unpin(tree.digest, (pack.id for pack in tree.packs if pack.id not in before))
+                for pack in tree.packs:
+                    if pack.id not in before:
+                        with contextlib.suppress(DiskError, NoSpaceError):  # what stays is the sweep's
+                            self._cache.unpin(pack.id, owner)
         return whole
 
     def drop(self, digest: str, pack_ids: Iterable[str], mounts: list[MountEntry]) -> None:

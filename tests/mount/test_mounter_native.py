@@ -16,9 +16,16 @@ from support.mounts import content_of, entry_at, mount_node
 
 from floe.mount.mounter import MountState
 from floe.mount.mountinfo import read_mounts
-from floe.mount.state import METADATA, NATIVE
-from floe.store.cache import CacheWriter
-from floe.store.errors import BadInputError, BusyError, NotFoundError, PreconditionError, UnavailableError
+from floe.mount.state import METADATA, NATIVE, PACKFS
+from floe.store.cache import CacheWriter, NodeCache
+from floe.store.errors import (
+    BadInputError,
+    BusyError,
+    NoSpaceError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -133,6 +140,39 @@ def test_a_pack_that_is_evicted_before_its_pin_is_not_mounted_natively(node, mon
         node.mounter().mount(tree, "a")
     assert "floe packfs" in error.value.hint
     assert pins(node, tree) == [set(), set()]
+
+
+def test_a_whole_tree_on_a_disk_that_turned_read_only_comes_through_the_pack_filesystem(node, tmp_path, caplog):
+    home = tmp_path / "home"
+    home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", home], check=True)
+    node.cache = NodeCache(home)
+    tree = node.tree(packs=2)
+    node.serve()
+    subprocess.run(["mount", "-o", "remount,ro", home], check=True)
+    mounter = node.mounter()
+    where = mounter.mount(tree, "a")
+    assert mounter.mounts()[0].mode == PACKFS
+    assert (where / "file1").read_bytes() == content_of("tree", 1, 1 << 20)
+    assert "cannot be pinned" in caplog.text
+    mounter.release(tree.digest, "a")
+
+
+def test_a_pin_that_the_disk_has_no_room_for_leaves_none(node, monkeypatch):
+    tree = node.tree(packs=3)
+    node.serve()
+    mounter = node.mounter()
+    pin = node.cache.pin
+
+    def full(pack_id, owner):
+        if pack_id == tree.packs[1].id:
+            raise NoSpaceError("the disk is full")
+        pin(pack_id, owner)
+
+    monkeypatch.setattr(node.cache, "pin", full)
+    mounter.mount(tree, "a")
+    assert mounter.mounts()[0].mode == PACKFS
+    assert pins(node, tree) == [set()] * 3
 
 
 def test_a_pack_file_of_the_wrong_size_is_not_mounted(node, monkeypatch):
