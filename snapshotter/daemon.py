@@ -16,6 +16,7 @@ from floe.snapshotter.service import Server
 from floe.snapshotter.snapshotter import Snapshotter
 from floe.snapshotter.statussocket import StatusSocket
 from floe.snapshotter.storelayers import open_layers
+from floe.store.errors import FloeError
 from floe.store.exposition import COUNTER, GAUGE, Metric, MetricsServer
 from floe.store.process import Heartbeat, harden, own_directory, refuse_own_mount, sd_notify
 
@@ -64,7 +65,10 @@ def run(config: SnapshotterConfig, layers: LazyLayers, stop: threading.Event) ->
         sd_notify("READY=1")
         heartbeat = Heartbeat()
         while not stop.wait(heartbeat.pause):
-            snapshotter.metrics()  # by which the database is asked: who hangs there beats no more
+            try:
+                snapshotter.metrics()  # by which the database is asked: who hangs there beats no more
+            except FloeError as error:  # an answer, too; containerd's requests are told so as well
+                log.warning("the snapshotter's database cannot be read: %s", error)
             heartbeat.beat()
         sd_notify("STOPPING=1")
         log.info("stopping; mounts stay as they are")

@@ -22,7 +22,7 @@ from floe.snapshotter.config import SnapshotterConfig
 from floe.snapshotter.daemon import run
 from floe.snapshotter.snapshotter import Figures, Snapshotter
 from floe.snapshotter.statussocket import StatusSocket
-from floe.store.errors import BusyError
+from floe.store.errors import BusyError, DamagedError, NoSpaceError, UnavailableError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -200,7 +200,9 @@ def test_a_stop_waits_for_a_clean_up_to_end_early(tmp_path):
     assert not any(upper.exists() for upper in uppers)
 
 
-def test_one_that_hangs_in_its_database_says_no_more_that_it_lives(tmp_path, monkeypatch):
+@contextmanager
+def watched(tmp_path, monkeypatch):
+    """One that tells systemd that it lives; what it tells."""
     config = SnapshotterConfig(
         address=tmp_path / "r" / "s.sock",
         root=tmp_path / "root",
@@ -208,15 +210,7 @@ def test_one_that_hangs_in_its_database_says_no_more_that_it_lives(tmp_path, mon
         cache_dir=tmp_path / "cache",
         store_url="memory://",
     )
-    stop, go = threading.Event(), threading.Event()
-    go.set()
-    metrics = Snapshotter.metrics
-
-    def asked(self):
-        go.wait(20)
-        return metrics(self)
-
-    monkeypatch.setattr(Snapshotter, "metrics", asked)
+    stop = threading.Event()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
         inbox.bind(str(tmp_path / "notify"))
         inbox.settimeout(0.5)
@@ -226,6 +220,24 @@ def test_one_that_hangs_in_its_database_says_no_more_that_it_lives(tmp_path, mon
         running.start()
         try:
             assert inbox.recv(100) == b"READY=1"
+            yield inbox
+        finally:
+            stop.set()
+            running.join()
+
+
+def test_one_that_hangs_in_its_database_says_no_more_that_it_lives(tmp_path, monkeypatch):
+    go = threading.Event()
+    go.set()
+    metrics = Snapshotter.metrics
+
+    def asked(self):
+        go.wait(20)
+        return metrics(self)
+
+    monkeypatch.setattr(Snapshotter, "metrics", asked)
+    with watched(tmp_path, monkeypatch) as inbox:
+        try:
             assert [inbox.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
             go.clear()
             with pytest.raises(TimeoutError):
@@ -234,8 +246,21 @@ def test_one_that_hangs_in_its_database_says_no_more_that_it_lives(tmp_path, mon
             assert inbox.recv(100) == b"WATCHDOG=1"
         finally:
             go.set()
-            stop.set()
-            running.join()
+
+
+def test_one_whose_database_fails_lives_on_and_says_so(tmp_path, monkeypatch, caplog):
+    problems = iter([UnavailableError("it is locked"), DamagedError("it is damaged"), NoSpaceError("its disk is full")])
+    metrics = Snapshotter.metrics
+
+    def asked(self):
+        for problem in problems:
+            raise problem
+        return metrics(self)
+
+    with watched(tmp_path, monkeypatch) as inbox:
+        monkeypatch.setattr(Snapshotter, "metrics", asked)
+        assert [inbox.recv(100) for _ in range(6)] == [b"WATCHDOG=1"] * 6
+    assert all(words in caplog.text for words in ("it is locked", "it is damaged", "its disk is full"))
 
 
 def test_a_signal_that_another_thread_gets_stops_it():
