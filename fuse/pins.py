@@ -52,7 +52,7 @@ class PolicyPins:
         """
         for known in [tree for other, tree in self._pins if other == name and tree not in trees]:
             self._unpin(name, known)
-        missing = {tree: packs for tree, packs in trees.items() if set(packs) != self._pins.get((name, tree), set())}
+        missing = {tree: packs for tree, packs in trees.items() if not self._are_pinned(name, tree, packs)}
         if not missing:
             return ""
         wanted = {pack_id for packs in trees.values() for pack_id in packs}
@@ -69,6 +69,12 @@ class PolicyPins:
                 self._cache.pin(pack_id, _owner(name, tree))
             self._pins[name, tree] = set(packs)
         return ""
+
+    def _are_pinned(self, name: str, tree: str, packs: Sequence[str]) -> bool:
+        """Asked of the disk, too: a pack that lay in a directory that is left out got a new place, without its pins."""
+        if set(packs) != self._pins.get((name, tree), set()):
+            return False
+        return all(_owner(name, tree) in self._cache.pins(pack_id) for pack_id in packs)
 
     def _unpin(self, name: str, tree: str) -> None:
         packs = self._pins.pop((name, tree), set())

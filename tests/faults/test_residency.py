@@ -8,10 +8,11 @@ from support.packs import make_pack, random_content
 from support.trees import TestPack, file_node
 
 from floe.fuse.pack_reader import PackReader
+from floe.fuse.pins import PolicyPins
 from floe.fuse.residency import Mounted, Residency
 from floe.ingest.entries import Node, walk
 from floe.ingest.erofs_writer import build_image
-from floe.store.cache import CacheWriter, NodeCache
+from floe.store.cache import CacheWriter, NodeCache, open_cache
 from floe.store.errors import UnavailableError
 from floe.store.frames import VerifiedFrame
 from floe.store.ids import hexdigest
@@ -200,6 +201,20 @@ def test_a_pin_outlives_the_worker_and_is_the_last_version_s(machine, store):
     assert (pins(node, old), pins(node, new)) == (set(), {"policy-acme/m"})
     assert node.status(second)["pinned"]
     assert pins(machine(policies=[Policy("acme/*")]), new) == set()
+
+
+def test_a_pack_that_comes_to_another_directory_is_pinned_there(tmp_path):
+    cache = open_cache([tmp_path / "a", tmp_path / "b"])
+    packs = [make_pack(random_content(LAYER_FRAME, seed), LAYER_FRAME) for seed in range(3)]
+    for pack in packs:
+        cache.add_index(pack.id, pack.index.encode())
+    trees = {"tree": [pack.id for pack in packs]}
+    policy_pins = PolicyPins(cache, lambda _name: Policy("m", pin=True))
+    assert policy_pins.pin("m", trees) == ""
+    cache.leave_out(cache.home(packs[0].id).root, "a test")
+    assert cache.pins(packs[0].id) == set()
+    assert policy_pins.pin("m", trees) == ""
+    assert all(cache.pins(pack.id) == {"policy-m@tree"} for pack in packs)
 
 
 def test_pinned_content_is_not_evicted_for_others_but_for_its_own_share(machine, store):
