@@ -151,7 +151,7 @@ class Requests:
                 error = UnavailableError(f"fetching from pack {get.pack_id} failed: {problem!r}")
         gone = isinstance(error, NotFoundError)
         for flight in get.frames:
-            if gone:
+            if gone and flight.frame is None:  # what came before that was good
                 self.known_damage.add(get.pack_id, flight.number, time.time())
             self.land(get.pack_id, flight, error or CancelledError("the request was given up"))
             # Request, task and frames refer to each other: their megabytes would wait for the garbage collector.

@@ -11,7 +11,7 @@ from support.stores import StoreWrapper
 from floe.fuse.pack_reader import PackReader
 from floe.store import layout
 from floe.store.cache import CacheWriter, NodeCache
-from floe.store.errors import DamagedError, UnavailableError
+from floe.store.errors import DamagedError, NotFoundError, UnavailableError
 from floe.store.objects.memory import MemoryStore
 
 MIB = 1 << 20
@@ -70,6 +70,13 @@ class _Range:
 
     def close(self):
         self.store.closed += 1
+
+
+class Vanishing(Streams):
+    """The object is gone once its range broke off."""
+
+    async def get_async(self, key, start, length):
+        raise NotFoundError(f"{key} is not there")
 
 
 @pytest.fixture
@@ -139,6 +146,15 @@ def test_what_breaks_off_comes_another_way(node, pack, share):
     assert start <= store.breaks_at  # and nothing twice, but what was read together with the break
     assert reader.counters()["store_bytes"] == len(pack.stored)
     assert store.closed == 1
+
+
+def test_what_came_before_its_object_vanished_is_not_taken_for_damaged(node):
+    pack = make_pack(random_content(4 * MIB, 1), MIB).publish(memory := MemoryStore())
+    reader = node(Vanishing(memory, breaks_at=2 * MIB), pack)
+    assert isinstance(submit(reader, pack.id, 0, 4 * MIB).wait(), NotFoundError)
+    wait_until(lambda: 3 in reader.known_damage.frames[pack.id])
+    assert reader.known_damage.frames[pack.id].keys() == {2, 3}
+    assert read(reader, pack.id, 0, 2 * MIB) == pack.content[: 2 * MIB]
 
 
 def test_a_frame_that_arrives_changed_is_fetched_again_alone(node, pack):
