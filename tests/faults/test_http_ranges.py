@@ -161,6 +161,16 @@ def test_abort_ends_a_read_that_waits(opened, sent):
     assert read(ranges) == DATA[:1000]  # at once: nothing has failed
 
 
+def test_abort_of_what_was_read_to_its_end_ends_no_other_request(opened):
+    server, ranges = opened(good)
+    found = ranges.open("key", 0, 1000)
+    found.readinto(memoryview(bytearray(1000)))
+    found.close()
+    found.abort()
+    assert read(ranges) == DATA[:1000]
+    assert server.connections == 1
+
+
 def test_where_there_is_a_proxy_nothing_is_sent(opened, monkeypatch):
     server, ranges = opened(good)
     for name in ("no_proxy", "NO_PROXY"):

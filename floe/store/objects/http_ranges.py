@@ -48,6 +48,7 @@ class HTTPRange:
         self._length = length
         self._connection: http.client.HTTPConnection | None = None
         self._response: http.client.HTTPResponse | None = None
+        self._lock = threading.Lock()  # so that what was given back is not shut down: another request has it
         self.aborted = False
 
     def readinto(self, buffer: memoryview) -> None:
@@ -85,16 +86,19 @@ class HTTPRange:
 
     def abort(self) -> None:
         """Nobody wants the rest: whoever is waiting for it is told so."""
-        self.aborted = True
-        connected = None if self._connection is None else self._connection.sock
-        if connected is not None:
-            with contextlib.suppress(OSError):
-                # Not SSLSocket's, which takes its state from under the thread that reads.
-                socket.socket.shutdown(connected, socket.SHUT_RDWR)
+        with self._lock:
+            self.aborted = True
+            connected = None if self._connection is None else self._connection.sock
+            if connected is not None:
+                with contextlib.suppress(OSError):
+                    # Not SSLSocket's, which takes its state from under the thread that reads.
+                    socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Keep the connection when the answer was read to its end."""
-        response, connection = self._response, self._connection
+        response = self._response
+        with self._lock:
+            connection, self._connection = self._connection, None
         if connection is None:
             return
         if response is not None and response.isclosed() and not response.will_close and not self.aborted:
