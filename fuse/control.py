@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from floe.store.errors import BadInputError, FloeError
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 64
+_REST = 1.0  # seconds in which nobody is accepted after that failed
 
 
 class _Client:
@@ -59,18 +60,32 @@ class ControlServer:
             sock.close()
 
     def _serve(self) -> None:
+        again_at: float | None = None  # when newcomers are looked at again
         while True:
-            for key, _ in self._selector.select():
+            pause = None if again_at is None else max(0.0, again_at - time.monotonic())
+            for key, _ in self._selector.select(pause):
                 if key.fileobj is self._wake:
                     self._end()
                     return
-                if key.fileobj is self._listener:
-                    with contextlib.suppress(OSError):
-                        sock, _ = self._listener.accept()
-                        sock.settimeout(1.0)  # for a client that does not take its answers
-                        self._selector.register(sock, selectors.EVENT_READ, _Client(sock))
-                else:
+                if key.fileobj is not self._listener:
                     self._receive(key.data)
+                elif not self._accept():
+                    self._selector.unregister(self._listener)
+                    again_at = time.monotonic() + _REST
+            if again_at is not None and time.monotonic() >= again_at:
+                self._selector.register(self._listener, selectors.EVENT_READ)
+                again_at = None
+
+    def _accept(self) -> bool:
+        """Let a newcomer in; False when that cannot be, such as without descriptors: it would be found waiting again at once."""
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            _log.warning("a control connection waits, since it cannot be accepted: %s", error)
+            return False
+        sock.settimeout(1.0)  # for a client that does not take its answers
+        self._selector.register(sock, selectors.EVENT_READ, _Client(sock))
+        return True
 
     def _end(self) -> None:
         for key in list(self._selector.get_map().values()):
