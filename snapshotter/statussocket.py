@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +16,15 @@ from floe import __version__
 from floe.snapshotter.directories import translated
 from floe.snapshotter.snapshotter import Figures
 from floe.snapshotter.sockets import refuse_live_socket
+from floe.store.cache.packfiles import NO_DESCRIPTORS
 
 log = logging.getLogger(__name__)
 
 NAME = "snapshotter-status.sock"
 # How long a reader may take to read its line, in seconds.
 _PATIENCE = 1.0
+# And how long nobody is answered when there are no descriptors to spare.
+_REST = 1.0
 
 
 class StatusSocket:
@@ -56,8 +60,11 @@ class StatusSocket:
         while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTORS:
+                    return  # closed
+                time.sleep(_REST)
+                continue
             with connection:
                 try:
                     connection.settimeout(_PATIENCE)

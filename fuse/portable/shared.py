@@ -25,6 +25,7 @@ from typing import Any
 from floe.fuse.pack_reader import PackReader
 from floe.fuse.reader import Done, Ticket
 from floe.store.cache import Cache, CacheGroup, NodeCache, Writer, open_writer
+from floe.store.cache.packfiles import NO_DESCRIPTORS
 from floe.store.errors import BusyError, CancelledError, FloeError, UnavailableError
 from floe.store.ids import Buffer
 from floe.store.objects import open_store
@@ -37,6 +38,7 @@ _REQUEST = struct.Struct("<Q64sQI")  # number, pack id, offset and length in byt
 _ANSWER = struct.Struct("<QBI")  # number, 1 for an error, bytes that follow
 _JOIN = 10.0  # seconds to become writer or guest at the start; reads wait as long as they may
 _POLL = 0.02  # seconds between two attempts
+_REST = 1.0  # seconds in which no guest is taken when there are no descriptors to spare
 _Pending = tuple[str, int, int, Done]
 
 
@@ -177,8 +179,11 @@ class _Owner:
         while True:
             try:
                 guest, _ = self._listener.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTORS:
+                    return  # closed
+                time.sleep(_REST)
+                continue
             self._guests.add(guest)
             threading.Thread(target=self._host, args=(guest,), name="guest", daemon=True).start()
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -148,6 +149,23 @@ def test_a_status_socket_that_is_served_is_not_taken(tmp_path):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "snapshotter-status.sock"))
     StatusSocket(tmp_path, lambda: Figures({}, {}, "closed", 0, 0, {})).close()
+
+
+def test_a_status_socket_answers_again_after_a_moment_without_descriptors(tmp_path):
+    served = StatusSocket(tmp_path, lambda: Figures({}, {}, "closed", 0, 0, {}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        second.settimeout(20)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            first.connect(str(tmp_path / "snapshotter-status.sock"))  # whose descriptor the kernel has set aside
+            second.connect(str(tmp_path / "snapshotter-status.sock"))
+            time.sleep(0.2)  # in which the second cannot be accepted
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with second.makefile() as answer:
+            assert json.loads(answer.readline())["pid"] == os.getpid()
+    served.close()
 
 
 def test_a_stop_waits_for_a_clean_up_to_end_early(tmp_path):
