@@ -1,6 +1,8 @@
 # The same commands in CI, in CONTRIBUTING.md and here.
 VENV ?= .venv
 PY := $(VENV)/bin/python
+# By their first lines, wherever they lie; what was installed or built here is others'.
+SCRIPTS = $(shell grep -rIlE '^\#!.*[ /](ba|da)?sh( |$$)' . --exclude-dir=.git --exclude-dir=.venv --exclude-dir=.tools --exclude-dir=build)
 
 .PHONY: check test soak fuzz demo bench format protos
 
@@ -9,6 +11,7 @@ check:
 	$(VENV)/bin/ruff check .
 	$(PY) -m mypy -p floe
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/shellcheck $(SCRIPTS)
 
 format:
 	$(VENV)/bin/ruff format .
