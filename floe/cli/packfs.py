@@ -43,13 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(settings: Settings) -> None:
     """Fail now, in the caller's terminal, for what every worker would fail for."""
-    from floe.store.exposition import parse_address  # noqa: PLC0415 - lazy: keeps --help fast
-    from floe.store.objects import open_store  # noqa: PLC0415 - likewise
+    from floe.store.objects import open_store  # noqa: PLC0415 - lazy: keeps --help fast
 
     open_store(settings.store).close()
-    metrics = settings.metrics("packfs")
-    if metrics is not None:
-        parse_address(metrics)
     make_directory(settings.run_dir, "run directory", "--run-dir", 0o755)
     make_cache_directories(settings)
 

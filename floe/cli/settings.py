@@ -21,6 +21,7 @@ from floe.cli.policies import Policies
 from floe.cli.sizes import Size
 from floe.cli.trusted import TrustedKeys
 from floe.store.errors import AccessDeniedError, BadInputError, FloeError
+from floe.store.metricsaddress import parse_address
 from floe.store.policy import AUTO, BYPASS
 
 DEFAULT_CONFIG = "/etc/floe/config.toml"
@@ -74,6 +75,12 @@ def _url(value: object) -> str:
         if text.startswith(scheme) and not rest.startswith("/"):
             raise BadInputError(f"{text!r} does not name an absolute path", hint=f"write {scheme}/path")
     return text
+
+
+def _metrics(value: object) -> str:
+    if value != "none":
+        parse_address(_text(value))
+    return str(value)
 
 
 def _size(value: object) -> Size:
@@ -180,8 +187,8 @@ class Settings:
         "auto", _one_of("auto", "erofs", "portable"), "what mounts: erofs, portable, or auto: EROFS if there is (auto)"
     )
     loop: str = _setting("auto", _one_of("auto", "always", "never"), "loop devices below EROFS: auto, always, never")
-    packfs_metrics: str | None = _setting(None, _text, "unix:/PATH, LOOPBACK:PORT or none")
-    snapshotter_metrics: str | None = _setting(None, _text, "unix:/PATH, LOOPBACK:PORT or none")
+    packfs_metrics: str | None = _setting(None, _metrics, "unix:/PATH, LOOPBACK:PORT or none")
+    snapshotter_metrics: str | None = _setting(None, _metrics, "unix:/PATH, LOOPBACK:PORT or none")
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
     log_format: str = _setting("text", _one_of("text", "json"), "text or json")
 
@@ -274,7 +281,8 @@ def _apply(settings: Settings, values: Mapping[str, object], place: Callable[[st
         try:
             changes[key] = _PARSE[key](value)
         except BadInputError as error:
-            raise BadInputError(f"{place(key)}: {error}", hint=error.hint) from error
+            hint = error.hint or f"{flag_name(key)}: {HELP[key].replace('%%', '%')}"
+            raise BadInputError(f"{place(key)}: {error}", hint=hint) from error
     return replace(settings, **changes)
 
 

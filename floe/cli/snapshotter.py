@@ -22,11 +22,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args, daemon=True)
     from floe.snapshotter.config import SnapshotterConfig  # noqa: PLC0415 - lazy: keeps --help fast
     from floe.snapshotter.daemon import serve  # noqa: PLC0415 - likewise
-    from floe.store.exposition import parse_address  # noqa: PLC0415 - likewise
 
-    metrics = settings.metrics("snapshotter")
-    if metrics is not None:
-        parse_address(metrics)
     make_directory(settings.run_dir, "run directory", "--run-dir", 0o755)
     make_directory(settings.root, "snapshotter's directory", "--root")
     return serve(
@@ -45,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
             mounter=settings.mounter,
             loop=settings.loop,
             log_level=settings.log_level,
-            metrics_address=metrics,
+            metrics_address=settings.metrics("snapshotter"),
         )
     )

@@ -71,8 +71,8 @@ class Known:
     def keys(self):
         return ["store", "index", "cache_size", "root"]
 
-    def check(self, flags, environ):
-        self.asked = flags, environ
+    def check(self, given, environ):
+        self.asked = given, environ
 
 
 def test_flags_come_before_variables_before_metadata():

@@ -6,7 +6,8 @@ import pytest
 
 from floe.store import process
 from floe.store.errors import AccessDeniedError, BadInputError, BusyError, UnavailableError
-from floe.store.exposition import COUNTER, GAUGE, Metric, MetricsServer, parse_address, read_metrics
+from floe.store.exposition import COUNTER, GAUGE, Metric, MetricsServer, read_metrics
+from floe.store.metricsaddress import parse_address
 
 
 def source():
