@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.environment import COMMAND, clean
-from bootstrap.errors import NodeError
+from bootstrap.errors import NodeError, UsageError
 from bootstrap.flags import NONE
 from bootstrap.system import find, last_lines, property_of, run, say, systemctl
 
@@ -45,6 +45,14 @@ def check_program(handler: str | None) -> None:
             f"containerd {version[0]}.{version[1]} has one snapshotter for all runtimes",
             "leave --runtime-handler out, or upgrade to containerd 1.7 or 2.x",
         )
+
+
+def check_files(asked: dict[str, Any]) -> None:
+    """UsageError for what can be no configuration file. Whether there is one yet does not matter."""
+    for key, flag in (("containerd_config", "--containerd-config"), ("containerd_main", "--containerd-main")):
+        path = Path(asked.get(key) or CONFIG)
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{flag}: {path} is no file", "name containerd's configuration file")
 
 
 def arguments(asked: dict[str, Any]) -> list[str]:

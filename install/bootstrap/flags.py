@@ -14,6 +14,7 @@ from bootstrap.errors import UsageError
 AUTO, NONE = "auto", "none"
 _HANDLER = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # as Kubernetes names a handler of a RuntimeClass
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
+_DEVICE = re.compile(r"/dev(/[^/\s]+)+")
 # A registry's host, a path, and a tag or digest: ctr completes no names.
 _IMAGE = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})")
 _FIXED = ("root", "run_dir", "address")  # the units say where
@@ -139,6 +140,8 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def _check_together(given: Mapping[str, object]) -> None:
+    if given.get("boot") and len(given) > 1:
+        raise UsageError("--boot is how floe-node.service starts this, and goes alone", "leave it out")
     if given.get("uninstall"):
         others = [_flag(key) for key in given if key not in _UNINSTALL]
         if others:
@@ -155,7 +158,7 @@ def disks_of(text: str) -> str | tuple[str, ...]:
         return text
     devices = tuple(text.split(","))
     for device in devices:
-        if not device.startswith("/dev/") or device != device.strip() or ".." in device.split("/"):
+        if not _DEVICE.fullmatch(device) or ".." in device.split("/"):
             raise UsageError(f"--disks: {device!r} is no device", "write auto, none, or /dev/nvme0n1,/dev/nvme1n1")
     twice = next((device for device in devices if devices.count(device) > 1), None)
     if twice is not None:

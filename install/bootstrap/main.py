@@ -50,18 +50,32 @@ def _check_root() -> None:
 @contextlib.contextmanager
 def _locked(*, boot: bool) -> Iterator[bool]:
     """One at a time. At a boot nobody else is there; else the one that is there has started our unit, and does the work."""
-    fd = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    while True:
+        fd = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not boot:
-                raise NodeError("another bootstrap-node.sh runs", "wait for it to end") from None
-            yield False
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not boot:
+                    raise NodeError("another bootstrap-node.sh runs", "wait for it to end") from None
+                yield False
+                return
+            if not _is_at(fd, _LOCK):
+                continue  # of one that has just ended, and took the file away
+            try:
+                yield True
+            finally:
+                _LOCK.unlink()  # while it is held, so that nobody's is taken away
             return
-        yield True
-    finally:
-        os.close(fd)
+        finally:
+            os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether a file still has its name."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), path.stat())
+    return False
 
 
 def _run(options: Options) -> int:

@@ -85,6 +85,7 @@ def make(options: Options, record: Record) -> Plan:
     if packages and options.offline is not None:
         raise NodeError(f"--offline, and this system lacks {', '.join(packages)}", offline_hint)
     containerd.check_program(asked.get("runtime_handler"))
+    containerd.check_files(asked)
     services.unit_files()
     if not options.image:
         containerd.check_restart()

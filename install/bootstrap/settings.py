@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +23,64 @@ HEADER = "# Floe's settings on this node. bootstrap-node.sh wrote the lines belo
 _KEY = re.compile(r"""\s*["']?(?P<key>[A-Za-z0-9_-]+)["']?\s*=\s*(?P<value>.*)""", re.DOTALL)
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _SECONDS = 3.0
+_KINDS = {"store": ("file:///", "s3://", "gs://"), "index": ("sqlite:/", "redis://", "rediss://", "none")}
 # Google's own name for the variable; their libraries go by it too.
 _HOST_VARIABLE, _HOST = "GCE_METADATA_HOST", "metadata.google.internal"
 
 # Run by the node's Python with Floe's code on its path: settings need the standard library alone.
 _CHECK = """
-import json, sys
+import json, sys, types
+from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path[:0] = sys.argv[1:]
+try:
+    import blake3
+except ImportError:
+    # What judges addresses imports it and calls none of it, and it may not be installed yet.
+    sys.modules["blake3"] = types.ModuleType("blake3")
+    sys.modules["blake3"].blake3 = None
 from floe.cli import settings
-from floe.store.errors import FloeError
+from floe.store.errors import BadInputError, FloeError
+
+def judge(key, value):
+    if key not in settings.KEYS:
+        raise BadInputError("there is no such setting", hint=settings._suggest(key, settings.KEYS))
+    found = getattr(settings.load({key: value}, {}, ""), key)
+    if isinstance(found, Path) and not value.startswith("/"):
+        raise BadInputError(f"{value!r} is not an absolute path", hint="write it from / on")
+    if key == "store" and value.startswith("s3:"):
+        from floe.store.objects.s3_address import S3Address
+        S3Address.parse(value)
+    elif key == "store" and value.startswith("gs:"):
+        from floe.store.objects.gcs_address import GCSAddress
+        GCSAddress.parse(value)
+    elif key == "store":
+        from floe.store.objects import open_store
+        open_store(value, retry=False)
+    elif key == "index" and value.startswith("redis"):
+        from floe.store.index.redis.address import RedisAddress
+        RedisAddress.parse(value)
+    elif key == "index":
+        from floe.store.index import open_index
+        open_index(value)
+
 asked = json.load(sys.stdin)
 answer = {"keys": list(settings.KEYS)}
 try:
-    for name, values in asked["flags"].items():
-        place = name
-        for key in values:
-            if key not in settings.KEYS:
-                raise settings.BadInputError(f"there is no setting {key!r}", hint=settings._suggest(key, settings.KEYS))
-        settings.load(values, {}, "")
-    place = ""
+    for place, key, value in asked["given"]:
+        try:
+            judge(key, value)
+        except FloeError as error:
+            text = str(error).removeprefix(f"--{settings.flag_name(key)}: ")
+            raise BadInputError(f"{place}: {text}", hint=error.hint or settings.HELP[key].replace("%%", "%")) from error
     settings.load({}, asked["environ"], "")
+    settings.load({key: value for _, key, value in asked["given"]}, {}, "").cache_roots
     if asked["file"]:
         found = settings.load({}, {}, asked["file"])
         found.cache_roots
         answer["store"], answer["index"] = found.store, found.index
 except FloeError as error:
-    answer["error"], answer["hint"] = (f"{place}: " if place else "") + str(error), error.hint
+    answer["error"], answer["hint"] = str(error), error.hint
 print(json.dumps(answer))
 """
 
@@ -65,9 +96,9 @@ class Checker:
         keys: list[str] = self._ask()["keys"]
         return keys
 
-    def check(self, flags: Mapping[str, Mapping[str, str]], environ: Mapping[str, str]) -> None:
-        """`flags`: settings by where they were given. UsageError."""
-        answer = self._ask(flags=flags, environ=environ)
+    def check(self, given: Sequence[tuple[str, str, str]], environ: Mapping[str, str]) -> None:
+        """`given`: settings as (where, key, value), of which later ones count. UsageError."""
+        answer = self._ask(given=given, environ=environ)
         if "error" in answer:
             raise UsageError(answer["error"], answer["hint"])
 
@@ -79,11 +110,11 @@ class Checker:
 
     def _ask(
         self,
-        flags: Mapping[str, Mapping[str, str]] | None = None,
+        given: Sequence[tuple[str, str, str]] = (),
         environ: Mapping[str, str] | None = None,
         file: str = "",
     ) -> dict[str, Any]:
-        asked = {"flags": flags or {}, "environ": environ or {}, "file": file}
+        asked = {"given": given, "environ": environ or {}, "file": file}
         done = run(*self._command, text=json.dumps(asked), hint="see whether --source is a whole checkout or wheel")
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
@@ -108,18 +139,23 @@ def gather(
     check_fixed(from_environ, "environment")
     check_fixed(from_metadata, "instance metadata")
     ours.pop(f"{PREFIX}CONFIG", None)
-    checker.check({"": flags, "instance metadata": from_metadata}, ours)
+    given = [
+        (f"instance metadata {ATTRIBUTE}{key.replace('_', '-')}", key, from_metadata[key]) for key in from_metadata
+    ]
+    given += [(PREFIX + key.upper(), key, from_environ[key]) for key in from_environ]
+    given += [(f"--{key}" if key in ("store", "index") else f"--set {key}", key, flags[key]) for key in flags]
+    for place, key, value in given:
+        _check_kind(place, key, value)
+    checker.check(given, ours)
     values = {**from_metadata, **from_environ, **flags}
-    _check_address("store", values, ("file:///", "s3://", "gs://"))
-    _check_address("index", values, ("sqlite:/", "redis://", "rediss://", "none"))
     sources = dict.fromkeys(from_metadata, "metadata") | dict.fromkeys(from_environ, "environment")
     return values, sources | dict.fromkeys(flags, "flag"), notes
 
 
-def _check_address(key: str, values: Mapping[str, str], kinds: tuple[str, ...]) -> None:
-    value = values.get(key)
-    if value is not None and not value.startswith(kinds):
-        raise UsageError(f"{key}: {shown(value)!r} is of an unknown kind", f"it begins with {', '.join(kinds)}")
+def _check_kind(place: str, key: str, value: str) -> None:
+    kinds = _KINDS.get(key)
+    if kinds is not None and not value.startswith(kinds):
+        raise UsageError(f"{place}: {shown(value)!r} is of an unknown kind", f"it begins with {', '.join(kinds)}")
 
 
 def shown(value: str) -> str:
