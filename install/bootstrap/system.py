@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -73,17 +72,20 @@ def say(text: str) -> None:
 
 def write_file(path: Path, data: bytes, mode: int) -> None:
     """Replace a file at once, durably. NodeError."""
+    # One name for all runs, of which there is one at a time: what a killed one leaves the next one takes.
+    new = path.with_name(f".{path.name}.floe-new")
     try:
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
+            new.unlink(missing_ok=True)
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fchmod(fd, mode)
                 os.fsync(fd)
-            Path(name).replace(path)
+            new.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
     except OSError as error:
