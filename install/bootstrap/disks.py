@@ -60,7 +60,7 @@ class Choice:
 def choose(node: Node, asked: str | Sequence[str], *, raid0: bool) -> Choice:
     """Where the cache shall lie. `asked`: AUTO, NONE or devices. NodeError for a device that cannot be used."""
     if not isinstance(asked, str):
-        return _own([_named(node, path) for path in asked], raid0=raid0, left=[])
+        return _own(node, [_named(node, path) for path in asked], raid0=raid0, left=[])
     left: list[str] = []
     if asked == AUTO:
         usable = []
@@ -74,7 +74,7 @@ def choose(node: Node, asked: str | Sequence[str], *, raid0: bool) -> Choice:
                 else:
                     usable.append(disk)
         if usable:
-            return _own(usable, raid0=raid0, left=left)
+            return _own(node, usable, raid0=raid0, left=left)
         found = _platform(node, left)
         if found is not None:
             return found
@@ -93,8 +93,10 @@ def why_not(node: Node, disk: Disk) -> str:
         return f"is in use, mounted at {', '.join(points)}"
     if disk.read_only:
         return "is read-only"
-    if disk.identity in node.being_formatted and all(one.kind == "raid0" for one in disk.above):
-        return ""  # by an earlier run, which did not come to the end
+    if disk.held:
+        return "is in use: something has it for itself"
+    if _begun(node, disk):
+        return ""
     if disk.above:
         return f"has {', '.join(one.path for one in disk.above)} on it"
     if disk.fstype:
@@ -102,6 +104,17 @@ def why_not(node: Node, disk: Disk) -> str:
     if not disk.empty:
         return "holds data: it has no file system, and is not all zeros either"
     return ""
+
+
+def _begun(node: Node, disk: Disk) -> bool:
+    """Whether an earlier run has begun to format it, and nobody has put anything on it since. Nothing of ours was, either."""
+    unused = not any(one.mountpoints for one in disk.tree())
+    return (
+        disk.identity in node.being_formatted
+        and unused
+        and disk.half_done
+        and all(one.kind == "raid0" and one.half_done for one in disk.above)
+    )
 
 
 def _named(node: Node, path: str) -> Disk:
@@ -119,12 +132,14 @@ def _named(node: Node, path: str) -> Disk:
     return disk
 
 
-def _own(disks: list[Disk], *, raid0: bool, left: list[str]) -> Choice:
+def _own(node: Node, disks: list[Disk], *, raid0: bool, left: list[str]) -> Choice:
     if len({disk.path for disk in disks}) < len(disks):
         raise NodeError("two of the names in --disks are of one disk", "name each disk once")
-    arrays = [disk for disk in disks if _array(disk) is not None]
-    singles = [disk for disk in disks if disk.ours]
-    fresh = [disk for disk in disks if not disk.ours and _array(disk) is None]
+    begun = {disk.path for disk in disks if _begun(node, disk)}
+    arrays = [disk for disk in disks if _array(disk) is not None and disk.path not in begun]
+    singles = [disk for disk in disks if disk.ours and disk.path not in begun]
+    fresh = [disk for disk in disks if disk not in arrays and disk not in singles]
+    _check_labels(singles)
     notes, warnings = list(left), []
     if arrays and (singles or fresh):
         others = ", ".join(disk.path for disk in (*singles, *fresh))
@@ -160,6 +175,17 @@ def _own(disks: list[Disk], *, raid0: bool, left: list[str]) -> Choice:
     directories = tuple(f"{use.mountpoint}/cache" for use in uses)
     # Nobody else writes there, so little is left to others.
     return Choice(OWN, directories, tuple(uses), "3%", "95%", tuple(notes), tuple(warnings))
+
+
+def _check_labels(disks: list[Disk]) -> None:
+    """NodeError where two go by one name: one is a copy, or comes from another machine."""
+    for disk in disks:
+        same = [one.path for one in disks if one.label == disk.label]
+        if len(same) > 1:
+            raise NodeError(
+                f"{', '.join(same)} are both called {disk.label}",
+                f"e2label {same[-1]} {LABEL}N gives one another number; or take one of them out",
+            )
 
 
 def _array(disk: Disk) -> Disk | None:

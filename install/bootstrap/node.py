@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 LABEL = "floe-cache-"  # of our file systems; a number follows. ext4 has room for 16 bytes
+_LABEL = re.compile(re.escape(LABEL) + r"\d+")
 MOUNTS = "/mnt/floe-cache-"
+ARRAY_NAME = "floe"  # of our array; mdadm puts a host's name and a colon before it
 # What clouds call disks that are not in the machine, and such as are: model, or vendor and model, in small letters, as
 # sysfs has them. floe/doctor/disk.py knows the same; this runs before that is installed.
 NETWORK = {
@@ -27,6 +29,7 @@ class Disk:
     """A block device. `kind`: lsblk's TYPE; `number`: major:minor; `above`: partitions, arrays and the like on it.
 
     `fstype`: of a signature on it, empty for none; `empty`: no signature, and zeros wherever it was looked at;
+    `held`: nothing is mounted or built on it here, but somebody has it for himself, in another mount namespace for example;
     `identity`: serial number or the like, and size: what tells it from another disk of the same name.
     """
 
@@ -42,6 +45,7 @@ class Disk:
     mountpoints: tuple[str, ...] = ()
     above: tuple[Disk, ...] = ()
     empty: bool = False
+    held: bool = False
     identity: str = ""
 
     @property
@@ -59,7 +63,13 @@ class Disk:
     @property
     def ours(self) -> bool:
         """Whether Floe formatted it."""
-        return self.fstype == "ext4" and self.label.startswith(LABEL)
+        return self.fstype == "ext4" and _LABEL.fullmatch(self.label) is not None
+
+    @property
+    def half_done(self) -> bool:
+        """Whether it can be what a formatting that was begun has left, and is nothing that others have put there since."""
+        member = self.fstype == "linux_raid_member" and self.label.rpartition(":")[2] == ARRAY_NAME
+        return not self.fstype or self.ours or member
 
     def tree(self) -> Iterator[Disk]:
         """It, and all that lies on it."""
@@ -117,13 +127,21 @@ class Node:
 
 
 def disks_from_lsblk(
-    listed: Mapping[str, Any], signatures: Mapping[str, tuple[str, str]], empty: Mapping[str, bool]
+    listed: Mapping[str, Any],
+    signatures: Mapping[str, tuple[str, str]],
+    empty: Mapping[str, bool],
+    held: Collection[str] = (),
 ) -> tuple[Disk, ...]:
     """`lsblk --json --bytes`; `signatures`: type and label by path, from blkid; `empty`: by path, what was read as zeros."""
-    return tuple(_disk(entry, signatures, empty) for entry in listed.get("blockdevices", ()))
+    return tuple(_disk(entry, signatures, empty, held) for entry in listed.get("blockdevices", ()))
 
 
-def _disk(entry: Mapping[str, Any], signatures: Mapping[str, tuple[str, str]], empty: Mapping[str, bool]) -> Disk:
+def _disk(
+    entry: Mapping[str, Any],
+    signatures: Mapping[str, tuple[str, str]],
+    empty: Mapping[str, bool],
+    held: Collection[str],
+) -> Disk:
     path = str(entry["path"])
     known = (entry.get("fstype") or "", entry.get("label") or "")
     table = f"{entry['pttype']} partition table" if entry.get("pttype") else ""
@@ -142,8 +160,9 @@ def _disk(entry: Mapping[str, Any], signatures: Mapping[str, tuple[str, str]], e
         fstype=fstype or table,
         label=label,
         mountpoints=tuple(point for point in entry.get("mountpoints") or () if point),
-        above=tuple(_disk(child, signatures, empty) for child in entry.get("children") or ()),
+        above=tuple(_disk(child, signatures, empty, held) for child in entry.get("children") or ()),
         empty=not fstype and not table and empty.get(path, False),
+        held=path in held,
         identity=f"{serial or path}/{size}",
     )
 

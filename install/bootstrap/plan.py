@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bootstrap import containerd, environment, services, settings
-from bootstrap.disks import BOOT, OWN, Choice, choose
+from bootstrap.disks import BOOT, FORMAT, OWN, Choice, choose
 from bootstrap.errors import NodeError, UsageError
 from bootstrap.flags import AUTO, NONE, Options
 from bootstrap.node import Node
 from bootstrap.record import Record
-from bootstrap.survey import check_system, survey
+from bootstrap.survey import check_system, has_raid0, survey
 from bootstrap.system import booted, find, read
 
 _DERIVED = ("cache_dir", "cache_dirs", "cache_size", "cache_min_free")
@@ -146,7 +147,12 @@ def choose_cache(asked: Mapping[str, Any], values: Mapping[str, str], record: Re
         return None
     devices = asked["disks"] if isinstance(asked["disks"], list) else []
     node: Node = survey(devices, record.data["formatting"])
-    return choose(node, asked["disks"], raid0=asked["raid0"])
+    choice = choose(node, asked["disks"], raid0=asked["raid0"])
+    if any(use.raid and use.action == FORMAT for use in choice.uses) and not has_raid0():
+        raise NodeError(
+            f"Linux {platform.release()} has no RAID 0", "leave --raid0 out: several cache directories need no array"
+        )
+    return choice
 
 
 def written_by_us(key: str, file: Mapping[str, str], ours: Mapping[str, str]) -> bool:

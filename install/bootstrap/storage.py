@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from bootstrap.disks import FORMAT, Choice, Use, why_not
 from bootstrap.errors import NodeError
-from bootstrap.node import MOUNTS, Disk, Node, mounts_from
+from bootstrap.node import ARRAY_NAME, MOUNTS, Disk, Node, mounts_from
 from bootstrap.record import Record
 from bootstrap.survey import survey
 from bootstrap.system import find, read, run, say
 
 ARRAY = "/dev/md/floe"
 _OPTIONS = "noatime,nodev,nosuid"
+_CACHE = "cache"  # the one directory of ours on a file system of ours
 _SECONDS = 600.0  # a large disk that is slow to discard
 
 
@@ -26,6 +29,7 @@ def apply(choice: Choice, record: Record) -> list[str]:
     for use in choice.uses:
         if use.action == FORMAT:
             done.append(_format(use, record))
+        _settle(use, record)
         device = _device(use)
         record.folder(Path(use.mountpoint))
         if _mount(device, use.mountpoint):
@@ -56,11 +60,17 @@ def _format(use: Use, record: Record) -> str:
     # Packs are few and large; without -m nobody but root could fill it, and only root does.
     options = ("-q", "-F", "-m", "0", "-i", "65536", "-L", use.label, "-E", "lazy_itable_init=1,lazy_journal_init=1")
     run("mkfs.ext4", *options, device, seconds=_SECONDS)
-    for disk in use.members:
-        record.data["formatting"].remove(disk.identity)
-        _note(record, "formatted", disk.identity)
-    record.save()
+    _settle(use, record)
     return f"formatted {names}" + (" as one array" if use.raid else "")
+
+
+def _settle(use: Use, record: Record) -> None:
+    """What was begun is at its end: from now on a disk that looks half done is somebody else's."""
+    for disk in use.members:
+        if disk.identity in record.data["formatting"]:
+            record.data["formatting"].remove(disk.identity)
+            _note(record, "formatted", disk.identity)
+            record.save()
 
 
 def _look_again(use: Use, record: Record) -> None:
@@ -89,7 +99,7 @@ def _make_array(use: Use) -> None:
     members = [disk.path for disk in use.members]
     options = (
         "--run",
-        "--name=floe",
+        f"--name={ARRAY_NAME}",
         "--homehost=any",
         "--level=0",
         "--metadata=1.2",
@@ -106,8 +116,13 @@ def _device(use: Use) -> str:
 
 
 def _mount(device: str, target: str) -> bool:
-    mounted = [one.target for one in mounts_from(read(Path("/proc/self/mountinfo")))]
-    if target in mounted:
+    mounted = [one.number for one in mounts_from(read(Path("/proc/self/mountinfo"))) if one.target == target]
+    if mounted:
+        number = Path(device).stat().st_rdev
+        if mounted[-1] != f"{os.major(number)}:{os.minor(number)}":
+            raise NodeError(
+                f"{target} has something else mounted than {device}", f"umount {target}, then run this again"
+            )
         return False
     run("mount", "-t", "ext4", "-o", _OPTIONS, device, target)
     return True
@@ -133,7 +148,7 @@ def remove(record: Record) -> list[str]:
     paths = [disk.path for disk in _all(survey([], [])) if disk.identity in ours]
     for disk in _all(survey(paths, [])):
         if disk.identity in ours:
-            left += _empty(disk, begun=disk.identity in record.data["formatting"])
+            left += _empty(disk, record)
             for what in ("formatted", "formatting"):
                 with contextlib.suppress(ValueError, KeyError):
                     record.data[what].remove(disk.identity)
@@ -146,12 +161,20 @@ def _all(node: Node) -> list[Disk]:
     return [one for disk in node.disks for one in disk.tree()]
 
 
-def _empty(disk: Disk, *, begun: bool) -> list[str]:
+def _empty(disk: Disk, record: Record) -> list[str]:
     """Make a disk of ours as it was found. One that others have put something on since is theirs."""
+    begun = disk.identity in record.data["formatting"]
     file_system = next((one for one in disk.tree() if one.ours), None)
     foreign = [one for one in disk.tree() for point in one.mountpoints if not point.startswith(MOUNTS)]
-    if foreign or (file_system is None and not disk.empty and not begun):
+    if foreign or (file_system is None and not disk.empty and not (begun and disk.half_done)):
         return [f"{disk.path} was formatted for the cache once, holds something else now, and stays as it is"]
+    if file_system is not None and not begun:
+        try:
+            others = _others(file_system)
+        except NodeError as error:
+            return [f"{disk.path} cannot be looked at, and stays as it is: {error}"]
+        if others:
+            return [f"{disk.path} has more on it than the cache, {', '.join(others[:5])}, and stays"]
     for point in file_system.mountpoints if file_system is not None else ():
         _unmount(point)
         with contextlib.suppress(OSError):
@@ -161,6 +184,7 @@ def _empty(disk: Disk, *, begun: bool) -> list[str]:
             run("mdadm", "--stop", above.path, check=False)
     if disk.fstype == "linux_raid_member":
         run("mdadm", "--zero-superblock", disk.path, check=False)
+    _note(record, "formatting", disk.identity)  # what is half emptied looks like half formatted
     say(f"emptying {disk.path}")
     # Discarded blocks read as zeros on most disks; on others zeros are written, which some do without taking any time.
     for options in (("-f",), ("-f", "-z")):
@@ -169,6 +193,29 @@ def _empty(disk: Disk, *, begun: bool) -> list[str]:
             return []
     run("wipefs", "--all", disk.path, check=False)
     return [f"{disk.path} has no file system any more, but cannot be made all zeros"]
+
+
+def _others(file_system: Disk) -> list[str]:
+    """What a file system of ours holds beside the cache; where it holds anything the cache goes alone. NodeError."""
+    with _seen(file_system) as place:
+        found = sorted(path.name for path in place.iterdir() if path.name not in (_CACHE, "lost+found"))
+        if found:
+            shutil.rmtree(place / _CACHE, ignore_errors=True)
+    return found
+
+
+@contextlib.contextmanager
+def _seen(file_system: Disk) -> Iterator[Path]:
+    """Where it is mounted, if only for this."""
+    if file_system.mountpoints:
+        yield Path(file_system.mountpoints[0])
+        return
+    with tempfile.TemporaryDirectory(prefix="floe-bootstrap-") as scratch:
+        run("mount", "-t", "ext4", "-o", _OPTIONS, file_system.path, scratch)
+        try:
+            yield Path(scratch)
+        finally:
+            _unmount(scratch)
 
 
 def _is_clean(path: str) -> bool:

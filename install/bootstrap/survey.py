@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -34,7 +35,7 @@ def survey(devices: Iterable[str], being_formatted: Iterable[str]) -> Node:
     aliases = {name: os.path.realpath(name) for name in devices}
     named = set(aliases.values())
     entries = [entry for entry in _flat(listed["blockdevices"]) if entry.get("path")]
-    signatures, empty = {}, {}
+    signatures, empty, held = {}, {}, set()
     for entry in entries:
         path = entry["path"]
         # Others are not ours to look at: network disks may be slow, and a thousand loop devices are no disks.
@@ -45,10 +46,13 @@ def survey(devices: Iterable[str], being_formatted: Iterable[str]) -> Node:
             or entry["type"] == "raid0"
         ):
             signatures[path] = _signature(path)
-            if not signatures[path][0] and not any(entry.get("mountpoints") or ()) and not entry.get("children"):
-                empty[path] = is_empty(path)
+            if not any(entry.get("mountpoints") or ()) and not entry.get("children"):
+                if is_held(path):
+                    held.add(path)
+                if not signatures[path][0]:
+                    empty[path] = is_empty(path)
     return Node(
-        disks_from_lsblk(listed, signatures, empty),
+        disks_from_lsblk(listed, signatures, empty, held),
         mounts_from(read(Path("/proc/self/mountinfo"))),
         _kubelet(),
         frozenset(being_formatted),
@@ -87,6 +91,20 @@ def is_empty(path: str) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def is_held(path: str) -> bool:
+    """Whether somebody has a device for himself: a file system, an array, or a program that asked for it."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def has_raid0() -> bool:
+    """Whether this kernel can make one disk of several."""
+    return "[raid0]" in read(Path("/proc/mdstat")) or _can_load("raid0")
 
 
 def _kubelet() -> Kubelet | None:

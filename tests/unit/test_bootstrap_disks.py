@@ -132,7 +132,8 @@ def test_single_cache_disks_do_not_become_an_array():
 
 @pytest.mark.parametrize("above", [(), (entry("/dev/md127", "raid0"),)])
 def test_what_an_interrupted_run_began_to_format_counts_as_empty(above):
-    disk = entry("/dev/nvme1n1", "disk", *above, **LOCAL, fstype="linux_raid_member" if above else None)
+    what = {"fstype": "linux_raid_member", "label": "any:floe"} if above else {}
+    disk = entry("/dev/nvme1n1", "disk", *above, **LOCAL, **what)
     identity = f"serial of /dev/nvme1n1/{LOCAL['size']}"
     assert choose(node(boot_disk(), disk), "auto", raid0=False).kind == BOOT
     found = choose(node(boot_disk(), disk, being_formatted=[identity]), "auto", raid0=False)
