@@ -37,7 +37,6 @@ mount -t tmpfs none "$base/root/run"
 echo ready
 read -r end
 """
-_OF_SYSTEM = ("/proc", "/sys", "/dev", "/run")
 
 
 class OwnRoot:
@@ -53,9 +52,11 @@ class OwnRoot:
         path = f"{Path(os.path.realpath(sys.executable)).parent}:{os.environ['PATH']}"
         names = ("PATH", "PYTHON", "FLOE_", "GCE_METADATA_")
         self.environ = {key: value for key, value in os.environ.items() if not key.startswith(names)} | {"PATH": path}
-        others = [one.target for one in mounttable.mounts() if _belongs(one.target, scratch)]
+        needed = [Path(one) for one in (*path.split(":"), sys.prefix, sys.base_prefix, "/usr", "/etc", "/var/lib")]
+        others = [one.target for one in mounttable.mounts() if _holds(Path(one.target), needed)]
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SETUP, base, scratch, ROOT, *others],
+            # What others unmount meanwhile is unmounted here too.
+            ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _SETUP, base, scratch, ROOT, *others],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -94,7 +95,7 @@ class OwnRoot:
         self, *words: str | Path, environ: Mapping[str, str] | None = None, seconds: float = 100, **options: bool
     ) -> subprocess.CompletedProcess[str]:
         """A command in this root, whatever it ends with."""
-        assert self._holder.poll() is None, f"the holder ended with {self._holder.returncode}"
+        assert self._holder.poll() is None, f"the holder {self._holder.pid} ended with {self._holder.returncode}"
         return subprocess.run(
             self.command(*words, **options),
             env={**self.environ, **(environ or {})},
@@ -172,7 +173,6 @@ def _same_folder(before: Path, now: os.stat_result) -> bool:
     return False
 
 
-def _belongs(target: str, scratch: Path) -> bool:
-    """Whether a mount of this machine must be in the other root too: one that is no part of the system's own."""
-    inside = any(target == one or target.startswith(one + "/") for one in _OF_SYSTEM)
-    return target != "/" and not inside and not Path(target).is_relative_to(scratch)
+def _holds(target: Path, needed: list[Path]) -> bool:
+    """Whether one of these lies on what is mounted at `target`, which the overlay of `/` does not show."""
+    return target != Path("/") and any(one.is_relative_to(target) for one in needed)

@@ -25,8 +25,10 @@ def wheelhouse(folder: Path) -> Path:
 
 def floe_wheel(folder: Path) -> Path:
     """This checkout as a wheel, packed without a build: its files and the metadata of its installation."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     distribution = metadata.distribution("floe")
+    # That of an editable installation, or what its build has left in the checkout.
+    described = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")
     info = f"floe-{distribution.version}.dist-info"
     path = folder / f"floe-{distribution.version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -35,7 +37,7 @@ def floe_wheel(folder: Path) -> Path:
             archive.write(ROOT / file, file)
             record.append(f"{file},,")
         for name, text in (
-            ("METADATA", distribution.read_text("METADATA") or ""),
+            ("METADATA", described),
             ("WHEEL", "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
             ("entry_points.txt", "[console_scripts]\nfloe = floe.cli.main:main\n"),
         ):
