@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bootstrap.disks import FORMAT, Choice, Use, why_not
 from bootstrap.errors import NodeError
-from bootstrap.node import ARRAY_NAME, MOUNTS, Disk, Node, mounts_from
+from bootstrap.node import ARRAY_NAME, LABEL, MOUNTS, Disk, Node, mounts_from
 from bootstrap.record import Record
 from bootstrap.survey import survey
 from bootstrap.system import find, read, run, say
@@ -146,13 +145,15 @@ def remove(record: Record) -> list[str]:
             shutil.rmtree(directory, ignore_errors=True)
     ours = {*record.data.get("formatted", ()), *record.data["formatting"]}
     paths = [disk.path for disk in _all(survey([], [])) if disk.identity in ours]
-    for disk in _all(survey(paths, [])):
-        if disk.identity in ours:
-            left += _empty(disk, record)
-            for what in ("formatted", "formatting"):
-                with contextlib.suppress(ValueError, KeyError):
-                    record.data[what].remove(disk.identity)
-            record.save()
+    for identity in sorted(ours):
+        node = survey(paths, [])  # anew: the members of an array go together
+        for disk in _all(node):
+            if disk.identity == identity:
+                left += _empty(disk, _beside(disk, node, ours), record)
+                for what in ("formatted", "formatting"):
+                    with contextlib.suppress(ValueError, KeyError):
+                        record.data[what].remove(identity)
+                record.save()
     left += [f"a disk that was formatted is gone: {one}" for one in record.data.get("formatted", ())]
     return left
 
@@ -161,30 +162,41 @@ def _all(node: Node) -> list[Disk]:
     return [one for disk in node.disks for one in disk.tree()]
 
 
-def _empty(disk: Disk, record: Record) -> list[str]:
+def _beside(disk: Disk, node: Node, ours: Collection[str]) -> list[Disk]:
+    """The disks of ours that an array on this one has as well, itself among them."""
+    arrays = {above.path for above in disk.above}
+    return [one for one in _all(node) if one.identity in ours and arrays & {above.path for above in one.above}]
+
+
+def _empty(disk: Disk, members: Sequence[Disk], record: Record) -> list[str]:
     """Make a disk of ours as it was found. One that others have put something on since is theirs."""
     begun = disk.identity in record.data["formatting"]
     file_system = next((one for one in disk.tree() if one.ours), None)
     foreign = [one for one in disk.tree() for point in one.mountpoints if not point.startswith(MOUNTS)]
     if foreign or (file_system is None and not disk.empty and not (begun and disk.half_done)):
         return [f"{disk.path} was formatted for the cache once, holds something else now, and stays as it is"]
-    if file_system is not None and not begun:
-        try:
-            others = _others(file_system)
-        except NodeError as error:
-            return [f"{disk.path} cannot be looked at, and stays as it is: {error}"]
-        if others:
-            return [f"{disk.path} has more on it than the cache, {', '.join(others[:5])}, and stays"]
-    for point in file_system.mountpoints if file_system is not None else ():
-        _unmount(point)
-        with contextlib.suppress(OSError):
-            Path(point).rmdir()
+    if file_system is not None:
+        points = list(file_system.mountpoints)
+        if not begun:
+            try:
+                others = _others(file_system, points, record)
+            except NodeError as error:
+                return [f"{disk.path} cannot be looked at, and stays as it is: {error}"]
+            if others:
+                return [f"{disk.path} has more on it than the cache, {', '.join(others[:5])}, and stays"]
+        for point in points:
+            _unmount(point)
+            with contextlib.suppress(OSError):
+                Path(point).rmdir()
+    for one in (disk, *members):
+        _note(
+            record, "formatting", one.identity
+        )  # what is half emptied, or left of an array, looks like half formatted
     for above in disk.above:
         if above.kind == "raid0":
             run("mdadm", "--stop", above.path, check=False)
     if disk.fstype == "linux_raid_member":
         run("mdadm", "--zero-superblock", disk.path, check=False)
-    _note(record, "formatting", disk.identity)  # what is half emptied looks like half formatted
     say(f"emptying {disk.path}")
     # Discarded blocks read as zeros on most disks; on others zeros are written, which some do without taking any time.
     for options in (("-f",), ("-f", "-z")):
@@ -195,27 +207,24 @@ def _empty(disk: Disk, record: Record) -> list[str]:
     return [f"{disk.path} has no file system any more, but cannot be made all zeros"]
 
 
-def _others(file_system: Disk) -> list[str]:
-    """What a file system of ours holds beside the cache; where it holds anything the cache goes alone. NodeError."""
-    with _seen(file_system) as place:
-        found = sorted(path.name for path in place.iterdir() if path.name not in (_CACHE, "lost+found"))
-        if found:
-            shutil.rmtree(place / _CACHE, ignore_errors=True)
+def _others(file_system: Disk, points: list[str], record: Record) -> list[str]:
+    """What a file system of ours holds beside the cache; where it holds anything the cache goes alone. NodeError.
+
+    One that is not mounted is, where it belongs, which is put into `points`, and undone where it has to stay.
+    """
+    mounted = list(points)
+    if not mounted:
+        point = MOUNTS + file_system.label[len(LABEL) :]
+        record.folder(Path(point))
+        _mount(file_system.path, point)
+        points.append(point)
+    place = Path(points[0])
+    found = sorted(path.name for path in place.iterdir() if path.name not in (_CACHE, "lost+found"))
+    if found:
+        shutil.rmtree(place / _CACHE, ignore_errors=True)
+        if not mounted:
+            _unmount(points[0])
     return found
-
-
-@contextlib.contextmanager
-def _seen(file_system: Disk) -> Iterator[Path]:
-    """Where it is mounted, if only for this."""
-    if file_system.mountpoints:
-        yield Path(file_system.mountpoints[0])
-        return
-    with tempfile.TemporaryDirectory(prefix="floe-bootstrap-") as scratch:
-        run("mount", "-t", "ext4", "-o", _OPTIONS, file_system.path, scratch)
-        try:
-            yield Path(scratch)
-        finally:
-            _unmount(scratch)
 
 
 def _is_clean(path: str) -> bool:

@@ -475,6 +475,7 @@ def test_uninstall_killed_while_it_empties_a_disk_goes_on(node, new_disk):
     assert not node.path(RECORD).exists()
 
 
+@pytest.mark.slow  # it is tried for ten seconds
 def test_uninstall_waits_for_who_uses_the_cache_and_says_so(node, new_disk):
     disk = new_disk()
     prepare(node, "--format", "--disks", disk.device)
