@@ -348,6 +348,7 @@ def test_a_dry_run_for_a_host_below_a_directory(fresh):
     assert "would put Floe into" in unchanged(fresh, "--image", "--host-root", "/")
 
 
+@pytest.mark.slow
 def test_dry_runs_where_there_is_floe(fresh):
     assert "there is nothing to undo" in unchanged(fresh, "--uninstall")
     fresh.put_program()

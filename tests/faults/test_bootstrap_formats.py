@@ -116,6 +116,7 @@ def test_a_disk_with_data_is_refused(running, new_disk, put, says):
     refused(running, disk, says)
 
 
+@pytest.mark.slow
 def test_disks_with_data_at_a_boot(node, new_disk):
     found = [(new_disk(), put, says) for put, says in KINDS]
     for disk, put, _ in found:
@@ -136,6 +137,7 @@ def test_a_disk_with_partitions(running, new_disk):
     refused(running, disk, f"has {disk.device}p1 on it")
 
 
+@pytest.mark.slow
 def test_a_mounted_disk(node, new_disk):
     disk = new_disk()
     disks.ext4(disk)
@@ -147,6 +149,7 @@ def test_a_mounted_disk(node, new_disk):
     assert node.path("/data/thesis").read_text() == "years"
 
 
+@pytest.mark.slow
 def test_a_disk_of_floe_that_is_mounted_elsewhere(node, new_disk):
     disk = new_disk()
     disks.ext4(disk, "floe-cache-0")
@@ -190,6 +193,7 @@ def test_without_consent_an_empty_disk_stays_empty(node, new_disk):
     assert (node.mounts(), "cache_dir" in settings(node)) == ({}, False)
 
 
+@pytest.mark.slow
 def test_a_dry_run_formats_nothing(node, new_disk):
     disk = new_disk()
     node.boots()
@@ -228,6 +232,7 @@ def test_an_empty_disk_becomes_the_cache_and_stays_it(node, new_disk):
     assert node.path(f"{FIRST}/cache/kept").read_text() == "yes"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_empty_after_a_stop_of_the_machine_is_formatted_again(node, new_disk):
     disk = new_disk()
     prepare(node, "--format", "--disks", disk.device)
@@ -241,6 +246,7 @@ def test_a_disk_that_is_empty_after_a_stop_of_the_machine_is_formatted_again(nod
     assert node.mounts() == {FIRST: disk.device}
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_gone_is_done_without(node, new_disk):
     disk = new_disk()
     prepare(node, "--format", "--disks", disk.device)
@@ -252,6 +258,7 @@ def test_a_disk_that_is_gone_is_done_without(node, new_disk):
     assert "cache_dir" not in settings(node)
 
 
+@pytest.mark.slow
 def test_several_disks_are_several_directories_wherever_they_are_plugged_in(node, new_disk):
     one, two = new_disk(), new_disk(size=40 * MIB)
     prepare(node, "--format", "--disks", f"{one.device},{two.device}")
@@ -270,6 +277,7 @@ def test_several_disks_are_several_directories_wherever_they_are_plugged_in(node
     assert settings(node) == found
 
 
+@pytest.mark.slow
 def test_only_what_is_empty_of_several_is_formatted(node, new_disk):
     data, empty = new_disk(), new_disk()
     disks.ext4(data)
@@ -280,6 +288,7 @@ def test_only_what_is_empty_of_several_is_formatted(node, new_disk):
     assert data.digest() == content
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_cache_disk_is_not_mistaken_for_it(node, new_disk, tmp_path):
     one = new_disk()
     prepare(node, "--format", "--disks", one.device)
@@ -295,6 +304,7 @@ def test_a_copy_of_a_cache_disk_is_not_mistaken_for_it(node, new_disk, tmp_path)
     assert "hint: " in said
 
 
+@pytest.mark.slow
 def test_something_else_is_mounted_where_the_cache_goes(node, new_disk):
     disk = new_disk()
     prepare(node, "--format", "--disks", disk.device)
@@ -310,6 +320,7 @@ KERNEL_HAS_MD = Path("/proc/mdstat").exists() or (
 
 
 @pytest.mark.skipif(KERNEL_HAS_MD, reason="this kernel has RAID 0")
+@pytest.mark.slow
 def test_an_array_is_refused_where_the_kernel_has_none(node, new_disk):
     one, two = new_disk(), new_disk()
     node.boots()
@@ -323,6 +334,7 @@ def test_an_array_is_refused_where_the_kernel_has_none(node, new_disk):
 
 @pytest.mark.skipif(not KERNEL_HAS_MD, reason="this kernel has no RAID 0")
 @pytest.mark.skipif(not shutil.which("mdadm"), reason="no mdadm on this machine")
+@pytest.mark.slow
 def test_an_array(node, new_disk):
     one, two = new_disk(), new_disk()
     prepare(node, "--format", "--raid0", "--disks", f"{one.device},{two.device}")
@@ -359,6 +371,7 @@ CUTS = {
 
 
 @pytest.mark.parametrize("window", CUTS)
+@pytest.mark.slow
 def test_killed_a_second_run_finishes(node, new_disk, window):
     disk = new_disk()
     prepare(node, "--format", "--disks", disk.device)
@@ -375,6 +388,7 @@ def test_killed_a_second_run_finishes(node, new_disk, window):
 
 
 @pytest.mark.parametrize("window", ["before the file system", "half a file system", "after the file system"])
+@pytest.mark.slow
 def test_killed_what_others_put_there_meanwhile_is_theirs(node, new_disk, window):
     disk = new_disk()
     prepare(node, "--format", "--disks", disk.device)
@@ -389,6 +403,7 @@ def test_killed_what_others_put_there_meanwhile_is_theirs(node, new_disk, window
     assert disk.digest() == content
 
 
+@pytest.mark.slow
 def test_killed_and_finished_a_disk_that_is_others_later_is_not_formatted(node, new_disk):
     disk = new_disk()
     prepare(node, "--format", "--disks", disk.device)
@@ -422,6 +437,7 @@ def test_uninstall_leaves_the_disk_as_it_was_and_what_is_not_floes(node, new_dis
 
 
 @pytest.mark.parametrize("mounted", [True, False])
+@pytest.mark.slow
 def test_uninstall_leaves_what_others_put_beside_the_cache(node, new_disk, mounted):
     disk = new_disk()
     prepare(node, "--format", "--disks", disk.device)
@@ -439,6 +455,7 @@ def test_uninstall_leaves_what_others_put_beside_the_cache(node, new_disk, mount
     assert not node.path("/look/cache").exists()
 
 
+@pytest.mark.slow
 def test_uninstall_leaves_a_disk_that_is_somebody_elses_now(node, new_disk):
     disk = new_disk()
     prepare(node, "--format", "--disks", disk.device)
@@ -452,6 +469,7 @@ def test_uninstall_leaves_a_disk_that_is_somebody_elses_now(node, new_disk):
     assert disk.digest() == content
 
 
+@pytest.mark.slow
 def test_uninstall_leaves_a_cache_that_was_there_before(node):
     node.write("/var/cache/floe/older", "theirs")
     prepare(node, "--disks", "none")
@@ -461,6 +479,7 @@ def test_uninstall_leaves_a_cache_that_was_there_before(node):
     assert node.path("/var/cache/floe/older").read_text() == "theirs"
 
 
+@pytest.mark.slow
 def test_uninstall_killed_while_it_empties_a_disk_goes_on(node, new_disk):
     disk = new_disk()
     prepare(node, "--format", "--disks", disk.device)
