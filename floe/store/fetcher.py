@@ -31,12 +31,13 @@ from floe.store.delivery import COUNTED
 from floe.store.errors import (
     BadInputError,
     CancelledError,
+    DiskError,
     FloeError,
-    NotFoundError,
     UnavailableError,
 )
 from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import Buffer
+from floe.store.lostindexes import LostIndexes
 from floe.store.objects.base import ObjectStore
 from floe.store.onhand import Held, OnHand
 from floe.store.reading import Done, Flight, Get, Read, read_local
@@ -89,6 +90,7 @@ class Fetcher:
         self.on_hand = OnHand(self._loop.time, self._loop.call_later)
         self._requests = Requests(store, self._counts, self._loop, self, self.on_hand, damage_memory=damage_memory)
         self.known_damage = self._requests.known_damage
+        self._lost = LostIndexes(store, writer, self._loop, self._locals, deadline=deadline)
         self._around = Around(writer, self._loop, self._read_disk)
         self._behind = WriteBehind(writer, self._tell, self._written)
         self._ahead = Ahead(
@@ -191,6 +193,7 @@ class Fetcher:
         self._completer.stop()
         for read in list(self._reads):
             self._finish(read, CancelledError("the pack reader was stopped"))
+        await self._lost.stop()
         await self._requests.stop()
         self.on_hand.close()
 
@@ -201,14 +204,30 @@ class Fetcher:
         self._completer.touch()
         read.timer = self._loop.call_later(self._deadline, self._expire, read)
         try:
-            table = read.table = self._writer.table(read.pack_id)
+            table = self._writer.table(read.pack_id)
+        except DiskError:
+            table = None  # the store has it too
         except FloeError as error:
             self._finish(read, error)
             return
         if table is None:
-            unknown = NotFoundError(f"pack {read.pack_id} is not known on this node", hint="mount its tree again")
-            self._finish(read, unknown)
+            self._lost.fetch(read.pack_id, lambda found: self._found(read, found))
+        else:
+            self._begin(read, table)
+
+    def _found(self, read: Read, table: FrameTable | FloeError) -> None:
+        """The store's answer for an index that is on this node no more."""
+        if read.finished:
             return
+        if isinstance(table, FrameTable):
+            self._begin(read, table)
+        elif table.retryable:  # the deadline was that of a read which asked before
+            self._lost.fetch(read.pack_id, lambda found: self._found(read, found))
+        else:
+            self._finish(read, table)
+
+    def _begin(self, read: Read, table: FrameTable) -> None:
+        read.table = table
         if read.length <= 0 or read.offset < 0 or read.offset + read.length > table.content_size:
             self._finish(read, BadInputError(f"{read.what} were asked for, it has {table.content_size}"))
             return

@@ -106,18 +106,24 @@ def _content(stored: Buffer, entry: FrameEntry, length: int) -> Buffer:
 class FrameTable:
     """A pack index in 48 bytes a frame; the parsed PackIndex of a large pack of small frames takes 10 MiB."""
 
-    __slots__ = ("_codecs", "_digests", "_offsets", "content_size", "count", "frame_size")
+    __slots__ = ("_chunks", "_codecs", "_digests", "_offsets", "content_size", "count", "frame_size")
 
     def __init__(self, index: PackIndex) -> None:
         self.frame_size = index.frame_size
         self.content_size = index.content_size
         self.count = len(index.frames)
+        self._chunks = index.chunk_table_digest
         self._offsets = array("Q", index.stored_offsets)
         self._codecs = bytes(f.codec for f in index.frames)
         self._digests = b"".join(f.digest for f in index.frames)
 
     def __len__(self) -> int:
         return self.count
+
+    def encode(self) -> bytes:
+        """The index object that this was made from."""
+        frames = tuple(map(self.entry, range(self.count)))
+        return PackIndex(self.frame_size, self.content_size, frames, self._chunks).encode()
 
     def entry(self, frame: int) -> FrameEntry:
         """The index entry of frame number `frame`."""

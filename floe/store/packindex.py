@@ -132,6 +132,20 @@ class PackIndex:
         return index
 
 
+def index_bytes(header: Buffer, pack_id: str) -> int:
+    """Bytes of the index object that begins with `header` (INDEX_HEADER_BYTES), which nothing vouches for yet.
+
+    DamagedError for what begins no index.
+    """
+    magic, _, _, _, count, *_ = _INDEX_HEADER.unpack(header)
+    frames: int = count
+    if magic != _INDEX_MAGIC or frames > MAX_FRAMES:
+        raise DamagedError(
+            f"pack index {pack_id} has no pack index header", hint="push its model or index its image again"
+        )
+    return _INDEX_HEADER.size + frames * _FRAME_ENTRY.size
+
+
 def _sane(frame_size: int, count: int, content: int) -> bool:
     power_of_two = frame_size >= BLOCK and frame_size & (frame_size - 1) == 0
     return (

@@ -76,10 +76,10 @@ def test_reads_go_on(disk, wrong):
         wait_until(lambda: reader.counters()["memory_bytes"] == 0)
         assert read(reader, packs[1].id, 0, FRAME) == packs[1].content[:FRAME]
         wrong(disk)
-        for pack in packs[:2]:  # in the cache, half in the cache
+        for (
+            pack
+        ) in packs:  # in the cache, half in the cache, never opened: when its index is gone, too, the store has it
             assert read(reader, pack.id, 0, 2 * MIB) == pack.content
-        if wrong is not remove:  # then its index is gone, and with it what is known of a pack that was never opened
-            assert read(reader, packs[2].id, 0, 2 * MIB) == packs[2].content
         assert reader.counters()["failed_reads"] == 0
 
 

@@ -325,6 +325,61 @@ def test_one_bad_read_leaves_no_directory_out(machine, monkeypatch):
     assert {disk["state"] for disk in machine.writer.disks()} == {"ok"}
 
 
+def lose_indexes(machine, pack):
+    """Leave out the two directories that have the pack's index, or will; what is left."""
+    holders = [root for root in machine.cache.roots if (root / "packs" / pack.id / "index").exists()]
+    assert len(holders) == 2
+    for root in holders:
+        shutil.rmtree(root / "packs" / pack.id)
+    return holders
+
+
+def test_a_pack_whose_directories_are_all_lost_goes_to_another_one(machine):
+    machine.start("a", "b", "c")
+    pack = machine.packs[0]
+    assert machine.writer.table(pack.id) is not None
+    for root in lose_indexes(machine, pack):
+        with machine.writer._lock:  # both before either copy is made anew
+            machine.writer.cache.leave_out(root, "a test")
+    (left,) = machine.cache.usable()
+    put_all(machine.writer, pack)
+    assert machine.writer.pack(pack.id).folder.is_relative_to(left.root)
+    assert machine.writer.pack(pack.id).bits.is_full()
+    assert left.index(pack.id) == pack.index
+
+
+def test_an_index_that_is_on_no_disk_any_more_comes_from_the_store(machine):
+    machine.start("a", "b", "c")
+    pack, others = machine.packs[0], machine.packs[1:]
+    machine.life.close()
+    lose_indexes(machine, pack)
+    machine.packs = others
+    machine.start("a", "b", "c")
+    assert machine.writer.table(pack.id) is None
+    assert read(machine.reader, pack.id, 5, FRAME) == pack.content[5 : FRAME + 5]
+    until(lambda: machine.writer.has(pack.id, 1))
+    assert machine.cache.index(pack.id) == pack.index
+    with pytest.raises(NotFoundError, match="neither on this node nor in"):
+        read(machine.reader, "0" * 64, 0, 1)
+
+
+def test_an_index_lies_in_two_directories_again_after_one_was_lost_or_came_empty(machine, monkeypatch):
+    monkeypatch.setattr(group_writer, "_LOOK", 0.05)
+    machine.start("a", "b", "c")
+
+    def copies(pack):
+        return len(list(machine.base.glob(f"*/packs/{pack.id}/index")))
+
+    shutil.rmtree(machine.base / "b")
+    until(lambda: machine.state("b") == "left out")
+    until(lambda: all(copies(pack) == 2 for pack in machine.packs))
+    machine.stop()
+    shutil.rmtree(machine.base / "a")
+    packs, machine.packs = machine.packs, []
+    machine.start("a", "b", "c")
+    until(lambda: all(copies(pack) == 2 for pack in packs))
+
+
 def test_a_full_disk_keeps_what_it_has_and_new_packs_go_elsewhere(machine, disk):
     machine.start("a", "b")
     here = [pack for pack in machine.packs if machine.cache.home(pack.id).root == disk]

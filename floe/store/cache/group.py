@@ -162,17 +162,28 @@ class CacheGroup:
     def add_index(self, pack_id: str, data: Buffer) -> PackIndex:
         """See NodeCache. A copy goes to the next directory, for when the first one is lost."""
         home, index = self._at_home(pack_id, lambda member: member.add_index(pack_id, data))
+        self._add_copy(pack_id, data, [home])
+        return index
+
+    def copy_index(self, pack_id: str) -> None:
+        """Have a copy of an index that lies in one directory only, if another one takes it."""
+        holders = [member for member in self.usable() if self._has(member, pack_id, "index")]
+        if len(holders) == 1:
+            index = self._try(holders[0], holders[0].index, pack_id)
+            if index is not None:
+                self._add_copy(pack_id, index.encode(), holders)
+
+    def _add_copy(self, pack_id: str, data: Buffer, holders: Sequence[NodeCache]) -> None:
         usable = self.usable()
-        others = (
-            m for name in ranked(pack_id, self._weights) if (m := self._by_name[name]) in usable and m is not home
-        )
-        for member in others:
+        for name in ranked(pack_id, self._weights):
+            member = self._by_name[name]
+            if member in holders or member not in usable:
+                continue
             try:
                 member.add_index(pack_id, data)
                 break
             except (DiskError, NoSpaceError) as error:
                 self.leave_out(member.root, str(error))
-        return index
 
     def index(self, pack_id: str) -> PackIndex | None:
         """See NodeCache."""

@@ -27,6 +27,7 @@ from floe.store.cache.tables import Tables
 from floe.store.cache.writer import CacheWriter, Group
 from floe.store.errors import BusyError, FloeError
 from floe.store.frames import FrameTable, VerifiedFrame
+from floe.store.ids import Buffer
 from floe.store.policy import NEVER
 
 _log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class GroupWriter:
         self._full: set[Path] = set()
         self._troubled = {root: threading.Event() for root in cache.roots}
         self._stopping = False
+        self._restore_from = 0.0
         problem: FloeError | OSError | None = None
         for member in cache.members:
             try:
@@ -75,6 +77,8 @@ class GroupWriter:
             self.pack(pack_id)
         for root in self._writers:
             threading.Thread(target=self._watch, args=(root,), name="floe-cache-watch", daemon=True).start()
+        self._copying = threading.Thread(target=self._copy_indexes, name="floe-cache-copies", daemon=True)
+        self._copying.start()
 
     def _open(self, member: NodeCache, wait: float, boot_id: str | None, bypass: str) -> CacheWriter:
         root = member.root
@@ -101,7 +105,7 @@ class GroupWriter:
         if found is not None:
             return found
         try:
-            home = self.cache.settle(pack_id)
+            home = self.cache.settle(pack_id) or self._restore(pack_id)
         except FloeError as error:  # not a pack's id, or no disk that takes it
             _log.debug("pack %s has no place in the cache: %s", pack_id, error)
             return None
@@ -113,6 +117,26 @@ class GroupWriter:
                     found = self.packs.setdefault(pack_id, found)
         return found
 
+    def _restore(self, pack_id: str) -> NodeCache | None:
+        """The home of a pack whose index is on no disk any more, but in memory, from where it is put on one again."""
+        table = self._tables.known(pack_id)
+        if table is None or time.monotonic() < self._restore_from:
+            return None
+        try:
+            self.cache.add_index(pack_id, table.encode())
+        except FloeError:
+            self._restore_from = time.monotonic() + _LOOK  # not for each frame that is looked up
+            raise
+        return self.cache.settle(pack_id)
+
+    def _copy_indexes(self) -> None:
+        """Have every index in two directories, also after one was lost or came empty."""
+        with suppress(FloeError):
+            for pack_id in self.cache.pack_ids():
+                if self._stopping:
+                    return
+                self.cache.copy_index(pack_id)
+
     def _of(self, pack_id: str) -> CacheWriter | None:
         """The writer of the directory that a pack lies in."""
         pack = self.pack(pack_id)
@@ -121,6 +145,10 @@ class GroupWriter:
     def table(self, pack_id: str) -> FrameTable | None:
         """See CacheWriter. What is in memory outlives the directory that it came from."""
         return self._tables.get(pack_id)
+
+    def learn(self, pack_id: str, data: Buffer) -> FrameTable:
+        """See CacheWriter."""
+        return self._tables.learn(pack_id, data, self.cache.add_index)
 
     # reading and writing
 
@@ -235,6 +263,7 @@ class GroupWriter:
             for pack_id, pack in list(self.packs.items()):
                 if pack.folder.parent.parent == root:
                     del self.packs[pack_id]
+        self._copy_indexes()
 
     # all of them
 
@@ -263,6 +292,7 @@ class GroupWriter:
         self._stopping = True
         for event in self._troubled.values():
             event.set()
+        self._copying.join(_PAUSE)  # a disk may not answer
         self._close_all()
 
     def _close_all(self) -> None:

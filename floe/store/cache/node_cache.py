@@ -140,7 +140,8 @@ class NodeCache:
         folder = self.folder(pack_id)
         index = PackIndex.decode(data, pack_id)
         with disk_errors(f"pack {pack_id} in {self.root}"):
-            (folder / "pins").mkdir(mode=0o700, parents=True, exist_ok=True)
+            for place in (folder, folder / "pins"):  # not their parents: a disk may be unmounted, or its folder moved
+                place.mkdir(mode=0o700, exist_ok=True)
             write_durably(folder / "index", data, self.spare)
             sync_folder(self.packs)
         with self._lock:

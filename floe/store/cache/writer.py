@@ -30,7 +30,7 @@ from floe.store.cache.tables import Tables
 from floe.store.cache.usage import Usage
 from floe.store.errors import DamagedError, FloeError, TransitDamageError
 from floe.store.frames import FrameTable, VerifiedFrame
-from floe.store.ids import is_hexdigest
+from floe.store.ids import Buffer, is_hexdigest
 
 _log = logging.getLogger(__name__)
 
@@ -123,6 +123,10 @@ class CacheWriter:
     def table(self, pack_id: str) -> FrameTable | None:
         """The pack's frames as its index lists them; None when the index is not on this node."""
         return self._tables.get(pack_id)
+
+    def learn(self, pack_id: str, data: Buffer) -> FrameTable:
+        """The index object of a pack that is no longer on this node, out of the store; see Tables."""
+        return self._tables.learn(pack_id, data, self.cache.add_index)
 
     def has(self, pack_id: str, frame: int) -> bool:
         """Whether this frame can be read without hashing or fetching it."""
