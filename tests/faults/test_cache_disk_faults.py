@@ -14,7 +14,7 @@ from support.packs import make_pack, random_content
 from support.reading import read
 
 from floe.fuse.pack_reader import PackReader
-from floe.store.cache import CacheWriter, NodeCache
+from floe.store.cache import CacheWriter, NodeCache, open_cache, open_writer
 from floe.store.objects.memory import MemoryStore
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
@@ -81,6 +81,26 @@ def test_reads_go_on(disk, wrong):
         ) in packs:  # in the cache, half in the cache, never opened: when its index is gone, too, the store has it
             assert read(reader, pack.id, 0, 2 * MIB) == pack.content
         assert reader.counters()["failed_reads"] == 0
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_worker_that_starts_on_read_only_disks_alone_reads_from_the_store(disk, several):
+    memory = MemoryStore()
+    known, unknown = (make_pack(random_content(2 * MIB, 95 + n), FRAME).publish(memory) for n in range(2))
+    roots = [disk / "cache", disk / "more"][: 1 + several]
+    cache = open_cache(roots)
+    cache.add_index(known.id, known.index.encode())
+    open_writer(cache).close()
+    fail(disk)
+    with (
+        contextlib.closing(open_writer(open_cache(roots))) as writer,
+        contextlib.closing(PackReader(memory, writer, readahead=0)) as reader,
+    ):
+        for pack in (known, unknown):
+            assert read(reader, pack.id, 0, 2 * MIB) == pack.content
+        assert reader.counters()["kept_held_bytes"] == 0
+        assert [disk["state"] for disk in writer.disks()] == ["left out"] * len(roots)
+        assert not writer.room().is_plenty
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from floe.store.cache.node_cache import FULL, NodeCache
 from floe.store.cache.packfiles import NO_DESCRIPTORS
 from floe.store.cache.shares import Room, Share, Shares
 from floe.store.cache.tables import Tables
-from floe.store.cache.writer import CacheWriter, Group
+from floe.store.cache.writer import COUNTERS, CacheWriter, Group
 from floe.store.errors import BusyError, FloeError
 from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import Buffer
@@ -39,7 +39,7 @@ _TRIAL = bytes(4096)
 class GroupWriter:
     """Used as a CacheWriter is, and like it but for what `cache` is. Thread-safe.
 
-    BusyError when another process writes to one of the directories. One that fails is left out, and it is an error only when all do.
+    BusyError when another process writes to one of the directories. One that fails is left out; with none left all is read from the store.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class GroupWriter:
         self._troubled = {root: threading.Event() for root in cache.roots}
         self._stopping = False
         self._restore_from = 0.0
-        problem: FloeError | OSError | None = None
         for member in cache.members:
             try:
                 self._writers[member.root] = self._open(member, wait, boot_id, bypass)
@@ -66,12 +65,8 @@ class GroupWriter:
                 self._close_all()
                 raise
             except (FloeError, OSError) as error:
-                problem = problem or error
                 self._out[member.root] = str(error)
                 cache.leave_out(member.root, str(error), FOR_GOOD)
-        if not self._writers:
-            assert problem is not None
-            raise problem
         self._tell_shared_disks()
         for pack_id in sorted(set().union(*(writer.packs for writer in self._writers.values()))):
             self.pack(pack_id)
@@ -104,6 +99,8 @@ class GroupWriter:
         found = self.packs.get(pack_id)
         if found is not None:
             return found
+        if not self._writers:
+            return None
         try:
             home = self.cache.settle(pack_id) or self._restore(pack_id)
         except FloeError as error:  # not a pack's id, or no disk that takes it
@@ -200,6 +197,8 @@ class GroupWriter:
         if writer is not None:
             return writer.room(pack_id)
         rooms = [writer.room() for writer in list(self._writers.values())]
+        if not rooms:
+            return Room(0, None)
         sizes = [room.size for room in rooms if room.size is not None]
         return Room(sum(room.free for room in rooms), sum(sizes) if len(sizes) == len(rooms) else None)
 
@@ -270,7 +269,7 @@ class GroupWriter:
     def counters(self) -> dict[str, int]:
         """See CacheWriter: sums."""
         counted = [writer.counters() for writer in (*self._writers.values(), *self._abandoned)]
-        return {name: sum(counts[name] for counts in counted) for name in counted[0]}
+        return {name: sum(counts[name] for counts in counted) for name in COUNTERS}
 
     def disks(self) -> list[dict[str, Any]]:
         """See CacheWriter; `state` may also be "full" (it takes no new packs) or "left out", for `problem`."""

@@ -162,7 +162,8 @@ class NodeCache:
             index = PackIndex.decode(data, pack_id)
         except DamagedError as error:
             _log.warning("in the cache, %s; it is fetched again", error)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # such as a disk that is read-only
+                path.unlink(missing_ok=True)
             return None
         with self._lock:
             self._sizes[pack_id] = index.content_size

@@ -13,7 +13,7 @@ from floe.store.cache.group import CacheGroup, capacity, disk_of
 from floe.store.cache.group_writer import GroupWriter
 from floe.store.cache.node_cache import NodeCache, disk_errors
 from floe.store.cache.writer import CacheWriter
-from floe.store.errors import BadInputError, FloeError
+from floe.store.errors import BadInputError, DiskError, FloeError, NoSpaceError
 from floe.store.policy import NEVER
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,13 @@ def _open(root: Path, bounds: Bounds, disks: Mapping[int, int]) -> NodeCache:
 
 
 def open_writer(cache: Cache, *, wait: float = 0.0, bypass: str = NEVER) -> Writer:
-    """The writer of a cache; see CacheWriter. `bypass`: one of bypass.MODES."""
+    """The writer of a cache; see CacheWriter. `bypass`: one of bypass.MODES.
+
+    BusyError. A directory that cannot be written to is left out, also the only one: reads go to the store, and need a writer.
+    """
     if isinstance(cache, CacheGroup):
         return GroupWriter(cache, wait=wait, bypass=bypass)
-    return CacheWriter(cache, wait=wait, bypass=Bypass(bypass, str(cache.root)))
+    try:
+        return CacheWriter(cache, wait=wait, bypass=Bypass(bypass, str(cache.root)))
+    except (DiskError, NoSpaceError, OSError):
+        return GroupWriter(CacheGroup([cache]), wait=wait, bypass=bypass)  # which says what is wrong, if it still is

@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 _OPEN_PACKS = 384  # packs with open files, two or three each
 _WARN_PAUSE = 60.0  # seconds between two log lines about a disk that refuses writes
 _PAUSE = 0.2  # seconds without storing or evicting after there was nothing to evict
+_COUNTED = ("stored_frames", "stored_bytes", "evicted_bytes", "bypassed_frames", "write_errors", "damaged_frames")
+COUNTERS = (*_COUNTED, "held_bytes", "read_errors")
 
 
 class Group(NamedTuple):
@@ -91,9 +93,7 @@ class CacheWriter:
         self._room = threading.Lock()
         self._idle_until = 0.0
         self._warn_from = 0.0
-        self._counts = dict.fromkeys(
-            ("stored_frames", "stored_bytes", "evicted_bytes", "bypassed_frames", "write_errors", "damaged_frames"), 0
-        )
+        self._counts = dict.fromkeys(_COUNTED, 0)
         self._counts_lock = threading.Lock()
         self._finishing: SimpleQueue[CachedPack | None] = SimpleQueue()
         self._load()
