@@ -380,6 +380,18 @@ def test_an_index_lies_in_two_directories_again_after_one_was_lost_or_came_empty
     until(lambda: all(copies(pack) == 2 for pack in packs))
 
 
+def test_a_trial_that_a_sweep_removes_leaves_no_directory_out(machine, monkeypatch):
+    machine.start("a", "b")
+    write = group_writer.write_all
+
+    def swept(fd, data, offset):
+        write(fd, data, offset)
+        Path(f"/proc/self/fd/{fd}").readlink().unlink()
+
+    monkeypatch.setattr(group_writer, "write_all", swept)
+    machine.writer._try(machine.base / "b", write=True)  # raises what leaves it out
+
+
 def test_a_full_disk_keeps_what_it_has_and_new_packs_go_elsewhere(machine, disk):
     machine.start("a", "b")
     here = [pack for pack in machine.packs if machine.cache.home(pack.id).root == disk]

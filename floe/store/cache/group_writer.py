@@ -241,7 +241,7 @@ class GroupWriter:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-                trial.unlink()
+                trial.unlink(missing_ok=True)  # a sweep takes it for a dead process's when the disk is that slow
             sync_folder(place)
         except OSError as error:
             if error.errno in FULL:
