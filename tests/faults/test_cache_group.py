@@ -22,7 +22,7 @@ from floe.ingest.entries import Node
 from floe.ingest.erofs_writer import build_image
 from floe.store.cache import CacheGroup, CacheWriter, GroupWriter, NodeCache, group, group_writer, open_cache, placing
 from floe.store.cache.shares import POLICY_PIN, Share
-from floe.store.errors import BadInputError, BusyError, DiskError, NotFoundError
+from floe.store.errors import BadInputError, BusyError, DiskError, NoSpaceError, NotFoundError
 from floe.store.frames import VerifiedFrame
 from floe.store.ids import hexdigest
 from floe.store.objects.memory import MemoryStore
@@ -30,6 +30,7 @@ from floe.store.policy import Policy
 
 MIB = 1 << 20
 FRAME = 128 << 10
+PAGE = 4096
 
 
 class Machine:
@@ -406,6 +407,32 @@ def test_a_full_disk_keeps_what_it_has_and_new_packs_go_elsewhere(machine, disk)
     machine.read_all()
     assert machine.store.bytes_read == fetched
     assert machine.state("b") != "left out"
+
+
+def test_a_full_disk_or_a_process_without_descriptors_leaves_no_directory_out(machine, disk, monkeypatch):
+    machine.start("a", "b")
+    machine.fill()
+    machine.stop()
+    cache = open_cache([machine.base / "a", machine.base / "b"])
+    here, there = machine.at("b")[0], machine.at("a")[0]
+    until(lambda: cache.is_complete(here.id))
+    with contextlib.suppress(OSError), (disk / "ballast").open("wb", 0) as file:
+        while file.write(bytes(PAGE)):
+            pass
+    cache.add_index(there.id, there.index.encode())  # whose copy would come to b
+    assert not cache._out
+    with pytest.raises(NoSpaceError):
+        cache._at_home(here.id, refuse_full)
+    assert cache.is_complete(here.id)
+    tree = hexdigest(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(OSError(errno.EMFILE, "too many open files")))
+        assert cache.tree_path(tree) is None
+    assert not cache._out
+
+
+def refuse_full(_home):
+    raise NoSpaceError("a test")
 
 
 def test_one_that_cannot_be_used_at_the_start_is_left_out_unless_it_is_the_last(machine, tmp_path, caplog):

@@ -14,11 +14,12 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from floe.store.cache.node_cache import NodeCache
+from floe.store.cache.packfiles import NO_DESCRIPTORS
 from floe.store.cache.placing import ranked
 from floe.store.errors import DiskError, FloeError, NoSpaceError
 from floe.store.ids import Buffer, check_hexdigest
@@ -68,11 +69,14 @@ class CacheGroup:
         if known[0] < time.monotonic():
             _log.error("cache directory %s is left out: %s; its packs are read from the store", root, why)
 
-    def home(self, pack_id: str) -> NodeCache:
-        """Where a pack lies, or belongs: a complete copy before others, and what belongs there before what was left over."""
+    def home(self, pack_id: str, full: Collection[Path] = ()) -> NodeCache:
+        """Where a pack lies, or belongs: a complete copy before others, and what belongs there before what was left over.
+
+        In none of the directories `full`, of which some other must be usable.
+        """
         names = ranked(check_hexdigest(pack_id, "pack id"), self._weights)
         usable = self.usable()
-        order = [member for name in names if (member := self._by_name[name]) in usable]
+        order = [member for name in names if (member := self._by_name[name]) in usable and member.root not in full]
         here = [member for member in order if self._has(member, pack_id, "data")]
         for member in here:
             if len(here) == 1 or self._has(member, pack_id, "complete"):
@@ -96,15 +100,31 @@ class CacheGroup:
     def _at_home(self, pack_id: str, call: Callable[[NodeCache], T]) -> tuple[NodeCache, T]:
         """Do something where a pack lies. A directory that fails in it is left out, and the next one tried."""
         problem: FloeError | None = None
+        full: set[Path] = set()
         for _ in self.members:
-            home = self.home(pack_id)
+            home = self.home(pack_id, full)
             try:
                 return home, call(home)
-            except (DiskError, NoSpaceError) as error:
+            except NoSpaceError as error:
                 problem = problem or error
-                self.leave_out(home.root, str(error))
+                full.add(home.root)
+                # What lies in a full directory stays there: a pin elsewhere would hold nothing.
+                if self._has(home, pack_id, "data") or full.issuperset(member.root for member in self.usable()):
+                    break
+            except DiskError as error:
+                problem = problem or error
+                if not self._failed(home, error):
+                    break
         assert problem is not None
         raise problem
+
+    def _failed(self, member: NodeCache, error: FloeError | OSError) -> bool:
+        """Leave a directory out, if it is its disk that failed, and not this process that has no descriptors to spare."""
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in NO_DESCRIPTORS:
+            return False
+        self.leave_out(member.root, str(error))
+        return True
 
     def _has(self, member: NodeCache, pack_id: str, name: str) -> bool:
         try:
@@ -121,7 +141,7 @@ class CacheGroup:
         try:
             return call(what)
         except DiskError as error:
-            self.leave_out(member.root, str(error))
+            self._failed(member, error)
             return None
 
     # trees
@@ -138,7 +158,7 @@ class CacheGroup:
             except (DiskError, NoSpaceError) as error:
                 problem = problem or error
                 if isinstance(error, DiskError):
-                    self.leave_out(member.root, str(error))
+                    self._failed(member, error)
         assert problem is not None
         raise problem
 
@@ -156,7 +176,7 @@ class CacheGroup:
             try:
                 found.update(member.pack_ids())
             except OSError as error:
-                self.leave_out(member.root, str(error))
+                self._failed(member, error)
         return sorted(found)
 
     def add_index(self, pack_id: str, data: Buffer) -> PackIndex:
@@ -177,13 +197,15 @@ class CacheGroup:
         usable = self.usable()
         for name in ranked(pack_id, self._weights):
             member = self._by_name[name]
-            if member in holders or member not in usable:
+            if member in holders or member not in usable or _is_full(member.root):
                 continue
             try:
                 member.add_index(pack_id, data)
                 break
-            except (DiskError, NoSpaceError) as error:
-                self.leave_out(member.root, str(error))
+            except NoSpaceError:
+                continue  # it holds what it holds
+            except DiskError as error:
+                self._failed(member, error)
 
     def index(self, pack_id: str) -> PackIndex | None:
         """See NodeCache."""
