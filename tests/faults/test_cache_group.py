@@ -124,6 +124,20 @@ def test_each_pack_lies_in_one_directory_and_is_found_there_again(machine):
     assert machine.places() == places
 
 
+def test_a_start_parses_no_index_of_a_pack_that_lies_where_it_belongs(machine, monkeypatch):
+    machine.start("a", "b")
+    machine.fill()
+    machine.stop()
+    parsed = []
+    real = NodeCache.index
+    monkeypatch.setattr(NodeCache, "index", lambda self, pack_id: (parsed.append(pack_id), real(self, pack_id))[1])
+    cache = open_cache([machine.base / "a", machine.base / "b"])
+    with contextlib.closing(GroupWriter(cache)) as writer:
+        assert set(writer.packs) == {pack.id for pack in machine.packs}
+        assert all(writer.has(pack.id, 0) for pack in machine.packs)
+        assert parsed == []
+
+
 def test_a_list_that_changes_loses_nothing_but_what_lay_in_a_directory_taken_out(machine):
     machine.start("a", "b")
     machine.fill()

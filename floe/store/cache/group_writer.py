@@ -102,7 +102,7 @@ class GroupWriter:
         if not self._writers:
             return None
         try:
-            home = self.cache.settle(pack_id) or self._restore(pack_id)
+            home = self._loaded(pack_id) or self.cache.settle(pack_id) or self._restore(pack_id)
         except FloeError as error:  # not a pack's id, or no disk that takes it
             _log.debug("pack %s has no place in the cache: %s", pack_id, error)
             return None
@@ -113,6 +113,15 @@ class GroupWriter:
                 if self._writers.get(found.folder.parent.parent) is writer:
                     found = self.packs.setdefault(pack_id, found)
         return found
+
+    def _loaded(self, pack_id: str) -> NodeCache | None:
+        """The home of a pack that its writer has loaded, index and all, so that no index need be parsed for it."""
+        home = self.cache.home(pack_id)
+        writer = self._writers.get(home.root)
+        if writer is not None and pack_id in writer.packs:
+            with suppress(OSError):
+                return home if (home.folder(pack_id) / "index").exists() else None
+        return None
 
     def _restore(self, pack_id: str) -> NodeCache | None:
         """The home of a pack whose index is on no disk any more, but in memory, from where it is put on one again."""
