@@ -44,7 +44,11 @@ class Pins:
         """
         if not tree.packs or not all(self._cache.is_complete(pack.id) for pack in tree.packs):
             return False
-        before = self.of(tree.digest, (pack.id for pack in tree.packs))
+        try:
+            before = self.of(tree.digest, (pack.id for pack in tree.packs))
+        except OSError as error:  # whose pins of a mount that lives on could be dropped below
+            _log.warning("tree %s is not mounted natively, since its pins cannot be read: %s", tree.digest, error)
+            return False
         owner, whole = self.owner(tree.digest), False
         try:
             for pack in tree.packs:

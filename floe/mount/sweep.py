@@ -23,7 +23,11 @@ def sweep(mounter: TreeMounter) -> list[str]:
     said: list[str] = []
     # A pin is written with its tree's lock held, before the mount. So one that is found here, but whose tree is not
     # mounted once we hold that lock, has no mount.
-    pinned = mounter.pins.trees()
+    try:
+        pinned = mounter.pins.trees()
+    except OSError as error:
+        pinned = {}
+        said.append(f"pins of trees that are not mounted stay, since the cache cannot be read: {error}")
     for digest in _candidates(mounter, pinned):
         try:
             with mounter.locked(digest):

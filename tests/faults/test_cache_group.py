@@ -298,6 +298,7 @@ def test_a_directory_that_vanishes_is_left_out_also_when_nobody_asks_for_it(mach
     monkeypatch.setattr(group_writer, "_LOOK", 0.05)
     machine.start("a", "b")
     machine.fill()
+    until(lambda: all(machine.cache.is_complete(pack.id) for pack in machine.packs))  # nothing is written there any more
     shutil.rmtree(machine.base / "b")
     until(lambda: machine.state("b") == "left out")
     machine.read_all()
@@ -447,6 +448,27 @@ def test_a_full_disk_or_a_process_without_descriptors_leaves_no_directory_out(ma
 
 def refuse_full(_home):
     raise NoSpaceError("a test")
+
+
+def test_pins_of_a_directory_that_cannot_be_read_are_absent(machine, monkeypatch):
+    machine.start("a", "b")
+    pack, real = machine.packs[0].id, os.listdir
+
+    def failing(code):
+        def listdir(path):
+            if Path(path).is_relative_to(machine.base / "b") and Path(path).name == "pins":
+                raise OSError(code, os.strerror(code))
+            return real(path)
+
+        return listdir
+
+    machine.cache.members[0].pin(pack, "x")
+    monkeypatch.setattr(os, "listdir", failing(errno.EMFILE))
+    with pytest.raises(OSError, match="Too many open files"):  # nobody may take that for no pins
+        machine.cache.pins(pack)
+    monkeypatch.setattr(os, "listdir", failing(errno.EIO))
+    assert machine.cache.pins(pack) == {"x"}
+    assert machine.cache.usable() == [machine.cache.members[0]]
 
 
 def test_one_that_cannot_be_used_at_the_start_is_left_out_unless_it_is_the_last(machine, tmp_path, caplog):

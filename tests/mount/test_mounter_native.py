@@ -175,6 +175,20 @@ def test_a_pin_that_the_disk_has_no_room_for_leaves_none(node, monkeypatch):
     assert pins(node, tree) == [set()] * 3
 
 
+def test_pins_that_cannot_be_read_end_neither_a_mount_nor_a_sweep(node, monkeypatch):
+    tree = node.tree(packs=1)
+
+    def failing(_pack_id):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(node.cache, "pins", failing)
+    mounter = node.mounter()
+    with pytest.raises(UnavailableError) as error:  # it is for the pack filesystem
+        mounter.mount(tree, "a")
+    assert "floe packfs" in error.value.hint
+    assert any("the cache cannot be read" in said for said in mounter.sweep())
+
+
 def test_a_pack_file_of_the_wrong_size_is_not_mounted(node, monkeypatch):
     tree = node.tree()
     os.truncate(tree.packs[0].data, 4096)

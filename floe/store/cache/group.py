@@ -256,8 +256,15 @@ class CacheGroup:
             raise problem
 
     def pins(self, pack_id: str) -> set[str]:
-        """See NodeCache: those of all directories."""
-        return set[str]().union(*(member.pins(pack_id) for member in self.usable()))
+        """See NodeCache: those of all directories. OSError without descriptors: there may be more."""
+        found: set[str] = set()
+        for member in self.usable():
+            try:
+                found |= member.pins(pack_id)
+            except OSError as error:
+                if not self._failed(member, error):
+                    raise
+        return found
 
 
 def capacity(folder: Path) -> int:

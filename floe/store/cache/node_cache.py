@@ -222,7 +222,7 @@ class NodeCache:
             sync_folder(pins)
 
     def pins(self, pack_id: str) -> set[str]:
-        """Who pins this pack."""
+        """Who pins this pack. OSError."""
         try:
             return {unquote(name) for name in os.listdir(self.folder(pack_id) / "pins")}  # noqa: PTH208 - names only
         except FileNotFoundError:
