@@ -1,4 +1,4 @@
-"""`floe image`: index, ls, show, profile, rm and attach; sign is in signatures.py."""
+"""`floe image`: index, ls, show, profile and rm; attach and detach are in attachments.py, sign in signatures.py."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from floe.cli import output, profiles, signatures
+from floe.cli import attachments, output, profiles, signatures
 from floe.cli.context import make_spool, open_catalog
-from floe.cli.names import parse_placed_model
 from floe.cli.options import (
     PUSHING,
-    SIGNING,
     TRUSTING,
     Commands,
     add_command,
@@ -35,7 +33,9 @@ _SOURCES = "HOST/NAME[:TAG|@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or do
 
 def add_parser(commands: Commands) -> None:
     """Add `floe image` and its commands."""
-    below = add_commands(add_command(commands, "image", "Index, list, show and remove images; attach models."))
+    below = add_commands(
+        add_command(commands, "image", "Index, list, show and remove images; attach and detach models.")
+    )
     index = add_command(below, "index", "Make an image's layers mountable lazily.", run_index)
     index.add_argument("image", metavar="REF", help=_SOURCES)
     layout = index.add_mutually_exclusive_group()
@@ -51,29 +51,14 @@ def add_parser(commands: Commands) -> None:
     text = "a name under which it was indexed, or its manifest's digest"
     profiles.add_profile(below, "an image's layers", run_profile, name="image", metavar="REF", text=text)
     signatures.add_image_command(below, text)
-    attach = add_command(below, "attach", "Make an image that also carries models, as stub layers.", run_attach)
-    attach.add_argument("source", metavar="SOURCE", help=_SOURCES)
-    attach.add_argument("target", metavar="TARGET", help="where the new image goes: HOST/NAME:TAG or oci:DIR[:TAG]")
-    attach.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="NAME[:TAG]=PATH",
-        help="a model and where a container sees it",
-    )
-    for parser in (index, attach):
-        parser.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
-        add_settings(parser, "registry_config")
-    add_settings(attach, *SIGNING)
+    attachments.add_parser(below, _SOURCES)
+    index.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
+    add_settings(index, "registry_config")
     add_settings(show, *TRUSTING)
     index.add_argument("--plain-http", action="store_true", help="talk to the registry without TLS")
-    attach.add_argument("--plain-http", action="store_true", help="talk to both registries without TLS")
-    for side in ("source", "target"):
-        text = f"talk to {side.upper()}'s registry without TLS"
-        attach.add_argument(f"--{side}-plain-http", action="store_true", help=text)
     add_verify(index)
     add_settings(index, *PUSHING)
-    for parser in (index, listing, show, remove, attach):
+    for parser in (index, listing, show, remove):
         add_json(parser)
 
 
@@ -265,42 +250,6 @@ def run_rm(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_attach(args: argparse.Namespace) -> int:
-    """Publish TARGET: SOURCE with a stub layer for each model."""
-    settings = settings_of(args)
-    models = [parse_placed_model(text) for text in args.model]
-    paths = [path for _, path in models]
-    if len(set(paths)) != len(paths):
-        raise BadInputError("two models are given the same path", hint="give each --model a path of its own")
-    from floe.ingest.oci.attach import attach  # noqa: PLC0415 - lazy: keeps --help fast
-
-    with (
-        open_catalog(settings, trusting=True, signing=True) as catalog,
-        output.progress(f"attach {args.target}", wanted=not args.json) as progress,
-    ):
-        result = attach(
-            catalog,
-            args.source,
-            args.target,
-            models,
-            platform=args.platform,
-            plain_http=args.plain_http or args.source_plain_http,
-            target_plain_http=args.plain_http or args.target_plain_http,
-            registry_config=settings.registry_config,
-            progress=progress,
-        )
-    signatures.warn_unsigned(settings, result.target)
-    placed = [{"name": str(ref), "path": path} for ref, path in models]
-    if args.json:
-        copied = {"digest": result.digest, "copied_bytes": result.copied_bytes, "models": placed}
-        output.print_json({"source": args.source, "target": result.target, **copied})
-        return 0
-    output.line(f"{result.target} is {result.digest}, {format_size(result.copied_bytes)} copied")
-    for model in placed:
-        output.line(f"{model['name']} at {model['path']}")
-    return 0
-
-
 def find(catalog: Catalog, text: str) -> ImageRecord:
     """The record of the image called `text`, written out or short (`app` for `docker.io/library/app:latest`)."""
     from floe.ingest.oci.references import parse_image_ref  # noqa: PLC0415 - lazy: keeps --help fast
@@ -316,15 +265,19 @@ def find(catalog: Catalog, text: str) -> ImageRecord:
 
 
 def describe(catalog: Catalog, record: ImageRecord) -> dict[str, Any]:
-    """An image as --json shows it; sizes in bytes, layers bottom first. An attached model is a layer: the topmost ones."""
+    """An image as --json shows it; sizes in bytes, layers bottom first. An attached model is a layer."""
     attachment = catalog.attachment(record.manifest_digest)
     models = list(attachment.models) if attachment else []
     layers: list[dict[str, Any]] = []
+    known = [catalog.layer(diff_id) for diff_id in record.diff_ids]
+    missing = [number for number, found in enumerate(known) if found is None]
+    # Stubs are not stored; what was built on top of them, or is not stored for another reason, leaves them uncertain.
+    stubs = missing if len(missing) == len(models) else range(len(known) - len(models), len(known))
+    model_of = dict(zip(stubs, models, strict=False))
     for number, (diff_id, chain_id) in enumerate(zip(record.diff_ids, record.chain_ids, strict=True)):
-        found = catalog.layer(diff_id)
-        place = number - (len(record.diff_ids) - len(models))
+        found = known[number]
         layer: dict[str, Any] = {"diff_id": diff_id, "chain_id": chain_id, "indexed": found is not None}
-        layer["model"] = models[place]["name"] if found is None and place >= 0 else None
+        layer["model"] = model_of[number]["name"] if found is None and number in model_of else None
         if found is not None:
             digest, manifest = found
             layer |= {

@@ -160,12 +160,38 @@ def test_attach(node, tmp_path):
     assert "iris:latest at /opt/model" in told
 
 
+def test_attach_several_and_detach(node, tmp_path):
+    build(tmp_path / "oci")
+    for name in ("iris", "rose"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+        node.floe("model", "push", tmp_path / name, f"{name}:1")
+    both, out = f"oci:{tmp_path}/out:both", f"oci:{tmp_path}/out"
+    models = ["--model", "iris:1=/m/iris", "--model", "rose:1=/m/rose"]
+    made = node.json("image", "attach", f"oci:{tmp_path}/oci:v1", both, *models)
+    assert [model["path"] for model in made["models"]] == ["/m/iris", "/m/rose"]
+    node.floe("image", "index", both)
+
+    refused = node.floe("image", "detach", both, f"{out}:x", "--model", "tulip", code=1).stderr
+    assert "does not carry tulip:latest" in refused
+    assert "it carries iris:1 at /m/iris, rose:1 at /m/rose" in refused
+    less = node.json("image", "detach", both, f"{out}:rose", "--model", "iris")
+    assert [model["name"] for model in less["detached"]] == ["iris:1"]
+    assert [(model["name"], model["path"]) for model in less["models"]] == [("rose:1", "/m/rose")]
+    shown = node.json("image", "index", f"{out}:rose")
+    assert [layer["model"] for layer in shown["layers"]] == [None, None, "rose:1"]
+    told = node.floe("image", "detach", both, f"{out}:bare", "--model", "/m/iris", "--model", "rose:1").stdout
+    assert "without iris:1 at /m/iris\nwithout rose:1 at /m/rose\n" in told
+    assert node.json("image", "detach", both, f"{out}:all", "--all")["digest"] in told
+
+
 @pytest.mark.parametrize(
     ("models", "code"),
     [
         (["nothing=/opt/model"], 1),
         (["iris=relative"], 2),
         (["iris=/a", "iris=/a"], 2),
+        (["iris=/a", "iris=/a/b"], 2),
         (["Bad Name=/a"], 2),
         (["iris"], 2),
     ],

@@ -1,4 +1,4 @@
-"""A model attached to an image: the same image plus a stub layer per model, under another name.
+"""Models attached to an image: the same image plus a stub layer per model, under another name.
 
 Write order: placed trees, the attachment record, the image's blobs, and last the target's manifest. Whoever finds the
 target therefore finds all that it needs, and no collector of garbage takes the trees away in between.
@@ -7,17 +7,17 @@ target therefore finds all that it needs, and no collector of garbage takes the 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from floe.ingest.entries import place_tree
-from floe.ingest.oci import media, places, stubs
+from floe.ingest.oci import carried, derived, media, places, stubs
+from floe.ingest.oci.attachments import Kept, keep, protect, record
 from floe.ingest.oci.compression import decompress
+from floe.ingest.oci.derived import NewLayer
 from floe.ingest.oci.layers import OPAQUE_VALUE, OPAQUE_XATTR, LayerTree, read_layer
 from floe.ingest.oci.media import Descriptor
 from floe.ingest.oci.opening import open_source, open_target
@@ -26,7 +26,6 @@ from floe.ingest.oci.source import Image, Target, resolve
 from floe.ingest.oci.tarstream import Content
 from floe.ingest.oci.treeload import load_tree
 from floe.ingest.publish import publish_tree
-from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DamagedError, NotFoundError, UntrustedError
 from floe.store.ids import ModelRef, check_text
@@ -34,10 +33,10 @@ from floe.store.nodes import FileContent, Node, chunk_bits
 from floe.store.profiles import ProfileStore, model_source
 from floe.store.progress import Progress
 from floe.store.protection import Protection
-from floe.store.records import AttachmentRecord, Manifest
-from floe.store.stub import ANNOTATION, MODELS_AHEAD, Marker, models_ahead
+from floe.store.records import Manifest
+from floe.store.stub import ANNOTATION, Marker
 
-MODELS_ANNOTATION = "io.floe.models"
+MODELS_ANNOTATION = carried.MODELS_LABEL
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,21 @@ class AttachResult:
     manifest_digest: str
     stubs: tuple[Descriptor, ...]
     copied_bytes: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """The target's manifest digest."""
         return self.manifest_digest
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What else is new in the target: `layers` between the image and the stubs, labels and members of its config."""
+
+    layers: tuple[NewLayer, ...] = ()
+    labels: Mapping[str, str | None] | None = None
+    settings: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +74,7 @@ class _Placed:
 
 @dataclass(frozen=True)
 class _Stub:
-    descriptor: Descriptor
-    diff_id: str
-    blob: bytes
+    layer: NewLayer
     marker: Marker
 
 
@@ -88,14 +95,15 @@ def attach(
 
     `plain_http`: without TLS, where the source is a registry, and the target unless `target_plain_http` says otherwise.
 
-    BadInputError: a path that cannot be, or that leads through a symlink of the image. NotFoundError: no such model
-    or image. UntrustedError: a model that is not signed, where signatures are asked for. Raises the store's errors; the target is then not there, or as it was.
+    BadInputError: a path that cannot be, that leads through a symlink of the image, or that is, holds or lies in the path of another model, a
+    new one or one that the image carries already. NotFoundError: no such model or image. UntrustedError: a model that is not
+    signed, where signatures are asked for. Raises the store's errors; the target is then not there, or as it was.
     """
     if not models:
         raise BadInputError("no model to attach", hint="give --model NAME[:TAG]=PATH")
     for name in (source, target):
         check_text(name, "image")
-    paths = [places.check_path(path) for _, path in models]
+    places.check_apart(places.check_path(path) for _, path in models)
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     with contextlib.ExitStack() as stack:
         found = stack.enter_context(
@@ -105,52 +113,82 @@ def attach(
         written = stack.enter_context(
             contextlib.closing(open_target(target, plain_http=plain, registry_config=registry_config))
         )
-        placed = [_Placed(ref, path, *catalog.resolve_model(ref)) for (ref, _), path in zip(models, paths, strict=True)]
-        image = resolve(found, wanted)
-        return _Attaching(catalog, image, written, placed, progress).run()
+        return attach_to(catalog, lambda: resolve(found, wanted), written, models, progress=progress)
+
+
+def attach_to(
+    catalog: Catalog,
+    image: Callable[[], Image],
+    target: Target,
+    models: Sequence[tuple[ModelRef, str]],
+    *,
+    addition: Addition | None = None,
+    progress: Progress | None = None,
+) -> AttachResult:
+    """The same with an image that is resolved already and a target that is open; there may be no model at all."""
+    paths = [places.check_path(path) for _, path in models]
+    places.check_apart(paths)
+    placed = [_Placed(ref, path, *catalog.resolve_model(ref)) for (ref, _), path in zip(models, paths, strict=True)]
+    return _Attaching(catalog, image(), target, placed, addition=addition or Addition(), progress=progress).run()
 
 
 class _Attaching:
     def __init__(
-        self, catalog: Catalog, image: Image, target: Target, models: list[_Placed], progress: Progress | None
+        self,
+        catalog: Catalog,
+        image: Image,
+        target: Target,
+        models: list[_Placed],
+        *,
+        addition: Addition,
+        progress: Progress | None,
     ) -> None:
         self._catalog, self._image, self._target, self._models = catalog, image, target, models
-        self._progress = progress
-        self._copied = 0
+        self._addition = addition
+        self._before: dict[int, Marker] = {}  # stubs of the image, by the number of their layer
+        self._writing = derived.Writing(image, target, progress)
         self._protection = Protection(catalog.store)
-        known = catalog.attachment(image.manifest.digest)
-        self._before: tuple[dict[str, str], ...] = known.models if known else ()
 
     def run(self) -> AttachResult:
         with contextlib.closing(self._protection):
             return self._run()
 
     def _run(self) -> AttachResult:
-        self._protect_models()
-        places.check_apart([*(str(model.get("path")) for model in self._before), *(m.path for m in self._models)])
+        before = carried.carried_models(self._image)
+        self._before = {found.number: found.marker for found in before}
+        places.check_apart([*(found.marker.path for found in before), *(model.path for model in self._models)])
         above = [parent for model in self._models for parent in places.parents_of(model.path)]
         parents = places.look_up([*above, *(model.path for model in self._models)], self._layers(), self._image.name)
+        self._protect_models()
+        kept = keep(self._catalog, self._protection, before)
         new = [self._stub(model, parents) for model in self._models]
-        config = self._config(new)
+        return self._write(kept, new)
+
+    def _write(self, kept: Kept, new: list[_Stub]) -> AttachResult:
+        extra = [*self._addition.layers, *(stub.layer for stub in new)]
+        markers = [*self._before.values(), *(stub.marker for stub in new)]
+        labels = {**(self._addition.labels or {}), **carried.labels(markers)}
+        config = derived.derive_config(self._image, new=extra, labels=labels, settings=self._addition.settings)
         config_type = self._image.manifest.config.media_type
         config_descriptor = Descriptor(config_type, media.sha256_digest(config), len(config))
-        manifest = self._manifest(new, config_descriptor)
+        manifest = self._manifest(config_descriptor, extra, new)
         digest = media.sha256_digest(manifest)
-        self._record(digest, new)
+        needed = [*kept.markers, *(stub.marker for stub in new)]
+        if needed:
+            record(self._catalog, digest, self._image, needed)
         for descriptor in self._image.manifest.layers:
-            self._copy(descriptor)
-        for stub in new:
-            self._push(stub.descriptor, stub.blob)
-        self._push(config_descriptor, config)
+            self._writing.copy(descriptor)
+        for layer in extra:
+            self._writing.push(layer.descriptor, layer.open())
+        self._writing.push(config_descriptor, [config])
         self._target.put_manifest(manifest, self._image.manifest.media_type)
-        return AttachResult(self._target.name, digest, tuple(stub.descriptor for stub in new), self._copied)
+        stub_layers = tuple(stub.layer.descriptor for stub in new)
+        return AttachResult(self._target.name, digest, stub_layers, self._writing.copied_bytes, kept.warnings)
 
     def _protect_models(self) -> None:
         """Content that is to be named once more stays from now on; what went before that is told."""
         for model in self._models:
-            packs = (layout.pack_key(pack.id) for pack in model.manifest.packs)
-            tree = layout.tree_key(model.manifest.tree.digest)
-            self._protection.protect((layout.manifest_key(model.digest), tree, *packs))
+            protect(self._protection, model.digest, model.manifest)
             try:
                 self._catalog.get_manifest(model.digest)
             except NotFoundError as error:
@@ -169,81 +207,41 @@ class _Attaching:
         ProfileStore(self._catalog).seed(tree, model_source(model.ref.name), prefix)
         marker = Marker(tree, model.path, str(model.ref), model.digest)
         tar, blob = stubs.build_stub(marker, above)
-        docker = self._image.manifest.media_type == media.DOCKER_MANIFEST
-        kind = f"{media.DOCKER_LAYER}.gzip" if docker else f"{media.OCI_LAYER}+gzip"
+        kind = derived.layer_type(self._image)
         descriptor = Descriptor(kind, media.sha256_digest(blob), len(blob), {ANNOTATION: tree})
-        return _Stub(descriptor, media.sha256_digest(tar), blob, marker)
+        diff_id, text = media.sha256_digest(tar), carried.created_by(marker)
+        return _Stub(NewLayer(descriptor, diff_id, text, lambda: iter([blob]), lambda: iter([tar])), marker)
 
     def _layers(self) -> Iterator[LayerTree]:
-        """The image's layers, topmost first: out of the store, or else their headers out of the image."""
-        manifest, config = self._image.manifest, self._image.config
-        for number in reversed(range(len(manifest.layers))):
-            if stubs.is_annotated(manifest.layers[number]):
-                continue  # its directories are copies of the image's
-            tree: LayerTree | None = None
-            with contextlib.suppress(NotFoundError, DamagedError, UntrustedError):
-                indexed = self._catalog.layer(config.diff_ids[number])
-                tree = LayerTree(load_tree(self._catalog, indexed[1])) if indexed else None
-            if tree is not None:
-                yield tree
-                continue
-            what = self._image.layer_name(number)
-            pieces = self._image.source.open_blob(manifest.layers[number])
-            yield read_layer(decompress(pieces, what), _Nowhere(), what)
+        """The target's layers below the new stubs, topmost first: out of the store, or else their headers alone."""
+        name = self._image.name
+        for layer in reversed(self._addition.layers):
+            yield read_layer(layer.tar(), _Nowhere(), f"a layer that is added to {name}")
+        yield from image_layers(self._catalog, self._image, self._before)
 
-    def _config(self, new: list[_Stub]) -> bytes:
-        value: dict[str, Any] = json.loads(self._image.config.raw)
-        value["rootfs"]["diff_ids"] = [*self._image.config.diff_ids, *(stub.diff_id for stub in new)]
-        history = value.get("history")
-        if history:
-            created = value.get("created") or "1970-01-01T00:00:00Z"
-            value["history"] = [
-                *history,
-                *(
-                    {"created": created, "created_by": f"floe image attach --model {s.marker.model}={s.marker.path}"}
-                    for s in new
-                ),
-            ]
-        return _json(value)
+    def _manifest(self, config: Descriptor, extra: list[NewLayer], new: list[_Stub]) -> bytes:
+        found = [*derived.raw_layers(self._image), *(layer.descriptor.to_json() for layer in extra)]
+        first = len(found) - len(new)
+        stub_of = {**self._before, **{first + number: stub.marker for number, stub in enumerate(new)}}
+        text = carried.models_text(stub_of.values())
+        annotations = {carried.MODELS_LABEL: text}
+        return derived.derive_manifest(self._image, config, carried.announced(found, stub_of), annotations)
 
-    def _manifest(self, new: list[_Stub], config: Descriptor) -> bytes:
-        value: dict[str, Any] = json.loads(self._image.manifest.raw)
-        value["config"] = config.to_json()
-        ahead = models_ahead([*(str(m.get("tree")) for m in self._before), *(stub.marker.tree for stub in new)])
-        layers = [_announcing(layer, ahead) for layer in value["layers"]]
-        value["layers"] = [*layers, *(stub.descriptor.to_json() for stub in new)]
-        if self._image.manifest.media_type == media.OCI_MANIFEST:
-            models = [*(f"{m.get('name')}={m.get('path')}" for m in self._before), *(_label(stub) for stub in new)]
-            value["annotations"] = {**(value.get("annotations") or {}), MODELS_ANNOTATION: ",".join(models)}
-        return _json(value)
 
-    def _copy(self, descriptor: Descriptor) -> None:
-        if self._target.has_blob(descriptor) or self._target.mount_blob(descriptor, self._image.source):
-            return
-        self._target.push_blob(descriptor, self._counted(self._image.source.open_blob(descriptor)))
-
-    def _push(self, descriptor: Descriptor, blob: bytes) -> None:
-        if not self._target.has_blob(descriptor):
-            self._target.push_blob(descriptor, self._counted(iter([blob])))
-
-    def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            self._copied += len(piece)
-            if self._progress is not None:
-                self._progress.advance(len(piece))
-            yield piece
-
-    def _record(self, digest: str, new: list[_Stub]) -> None:
-        models = (
-            *self._before,
-            *(
-                {"name": s.marker.model, "manifest": s.marker.manifest, "tree": s.marker.tree, "path": s.marker.path}
-                for s in new
-            ),
-        )
-        source = f"{self._image.name} ({self._image.manifest.digest})"
-        created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._catalog.set_attachment(AttachmentRecord(digest, source, models, created))
+def image_layers(catalog: Catalog, image: Image, stub_numbers: Collection[int]) -> Iterator[LayerTree]:
+    """The layers of `image` that are no stubs, topmost first: out of the store, or else their headers out of the image."""
+    for number in reversed(range(len(image.manifest.layers))):
+        if number in stub_numbers:
+            continue  # its directories are copies of the image's
+        tree: LayerTree | None = None
+        with contextlib.suppress(NotFoundError, DamagedError, UntrustedError):
+            indexed = catalog.layer(image.config.diff_ids[number])
+            tree = LayerTree(load_tree(catalog, indexed[1])) if indexed else None
+        if tree is not None:
+            yield tree
+            continue
+        what = image.layer_name(number)
+        yield read_layer(decompress(image.source.open_blob(image.manifest.layers[number]), what), _Nowhere(), what)
 
 
 class _Nowhere:
@@ -257,17 +255,3 @@ def _plain(node: Node) -> Node:
     """A directory's attributes without those that overlayfs keeps in `trusted.`: an opaque parent would hide others."""
     xattrs = {key: value for key, value in node.xattrs.items() if not key.startswith(b"trusted.")}
     return Node(node.mode, node.uid, node.gid, node.mtime, node.mtime_ns, xattrs=xattrs)
-
-
-def _announcing(layer: dict[str, Any], ahead: str) -> dict[str, Any]:
-    """A layer's descriptor that also names the image's models; that of a stub as it is."""
-    annotations = layer.get("annotations") or {}
-    return layer if ANNOTATION in annotations else {**layer, "annotations": {**annotations, MODELS_AHEAD: ahead}}
-
-
-def _label(stub: _Stub) -> str:
-    return f"{stub.marker.model}={stub.marker.path}"
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()

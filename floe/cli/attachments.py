@@ -1,0 +1,141 @@
+"""`floe image attach` and `floe image detach`: models in images, and out of them again."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from floe.cli import output, signatures
+from floe.cli.context import open_catalog
+from floe.cli.names import parse_model, parse_placed_model
+from floe.cli.options import SIGNING, Commands, add_command, add_json, add_settings, settings_of
+from floe.cli.sizes import format_size
+from floe.store.errors import BadInputError
+
+if TYPE_CHECKING:
+    from floe.store.ids import ModelRef
+    from floe.store.stub import Marker
+
+
+def add_parser(below: Commands, sources: str) -> None:
+    """Add `attach` and `detach` below `floe image`; `sources` says what an image to read may be."""
+    attach = add_command(below, "attach", "Make an image that also carries models, as stub layers.", run_attach)
+    detach = add_command(below, "detach", "Make an image without the models attached to it.", run_detach)
+    for parser in (attach, detach):
+        parser.add_argument("source", metavar="SOURCE", help=sources)
+        text = "where the new image goes: HOST/NAME:TAG or oci:DIR[:TAG]"
+        parser.add_argument("target", metavar="TARGET", help=text)
+    attach.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME[:TAG]=PATH",
+        help="a model and where a container sees it; may be given several times",
+    )
+    which = detach.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME[:TAG]|PATH",
+        help="a model that SOURCE carries, or the path at which it has one; may be given several times",
+    )
+    which.add_argument("--all", action="store_true", help="all models that SOURCE carries")
+    for parser in (attach, detach):
+        parser.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
+        add_settings(parser, "registry_config")
+        add_plain_http(parser)
+        add_json(parser)
+    add_settings(attach, *SIGNING)
+
+
+def add_plain_http(parser: argparse.ArgumentParser) -> None:
+    """--plain-http, of both sides and of each."""
+    parser.add_argument("--plain-http", action="store_true", help="talk to both registries without TLS")
+    for side in ("source", "target"):
+        text = f"talk to {side.upper()}'s registry without TLS"
+        parser.add_argument(f"--{side}-plain-http", action="store_true", help=text)
+
+
+def run_attach(args: argparse.Namespace) -> int:
+    """Publish TARGET: SOURCE with a stub layer for each model."""
+    settings = settings_of(args)
+    models = [parse_placed_model(text) for text in args.model]
+    paths = [path for _, path in models]
+    if len(set(paths)) != len(paths):
+        raise BadInputError("two models are given the same path", hint="give each --model a path of its own")
+    from floe.ingest.oci.attach import attach  # noqa: PLC0415 - lazy: keeps --help fast
+
+    with (
+        open_catalog(settings, trusting=True, signing=True) as catalog,
+        output.progress(f"attach {args.target}", wanted=not args.json) as progress,
+    ):
+        result = attach(
+            catalog,
+            args.source,
+            args.target,
+            models,
+            platform=args.platform,
+            plain_http=args.plain_http or args.source_plain_http,
+            target_plain_http=args.plain_http or args.target_plain_http,
+            registry_config=settings.registry_config,
+            progress=progress,
+        )
+    _warn(result.warnings)
+    signatures.warn_unsigned(settings, result.target)
+    placed = [{"name": str(ref), "path": path} for ref, path in models]
+    if args.json:
+        copied: dict[str, Any] = {"digest": result.digest, "copied_bytes": result.copied_bytes, "models": placed}
+        copied["warnings"] = list(result.warnings)
+        output.print_json({"source": args.source, "target": result.target, **copied})
+        return 0
+    output.line(f"{result.target} is {result.digest}, {format_size(result.copied_bytes)} copied")
+    for model in placed:
+        output.line(f"{model['name']} at {model['path']}")
+    return 0
+
+
+def run_detach(args: argparse.Namespace) -> int:
+    """Publish TARGET: SOURCE without the stub layers of the models that are named."""
+    settings = settings_of(args)
+    wanted = None if args.all else [_meant(text) for text in args.model]
+    from floe.ingest.oci.detach import detach  # noqa: PLC0415 - lazy: keeps --help fast
+
+    with (
+        open_catalog(settings) as catalog,
+        output.progress(f"detach {args.target}", wanted=not args.json) as progress,
+    ):
+        result = detach(
+            catalog,
+            args.source,
+            args.target,
+            wanted,
+            platform=args.platform,
+            plain_http=args.plain_http or args.source_plain_http,
+            target_plain_http=args.plain_http or args.target_plain_http,
+            registry_config=settings.registry_config,
+            progress=progress,
+        )
+    _warn(result.warnings)
+    if args.json:
+        models = {"detached": list(map(_shown, result.detached)), "models": list(map(_shown, result.left))}
+        copied = {"digest": result.digest, "copied_bytes": result.copied_bytes, "warnings": list(result.warnings)}
+        output.print_json({"source": args.source, "target": result.target, **copied, **models})
+        return 0
+    output.line(f"{result.target} is {result.digest}, {format_size(result.copied_bytes)} copied")
+    for word, markers in (("without", result.detached), ("still with", result.left)):
+        for marker in markers:
+            output.line(f"{word} {marker.model} at {marker.path}")
+    return 0
+
+
+def _meant(text: str) -> ModelRef | str:
+    return text if text.startswith("/") else parse_model(text)[0]
+
+
+def _shown(marker: Marker) -> dict[str, str]:
+    return {"name": marker.model, "path": marker.path, "manifest": marker.manifest}
+
+
+def _warn(warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        output.note(f"warning: {warning}")
