@@ -68,6 +68,7 @@ tool() {
 tool containerd containerd
 tool runc runc
 tool docker-registry docker-registry
+[ "$profile" != test ] || tool buildah buildah
 if [ "$profile" != demo ] && ! command -v redis-server >/dev/null; then
   mkdir -p "$tools/host/usr/bin"
   ln -sfn "$(command -v redis-check-rdb)" "$tools/host/usr/bin/redis-server" # it goes by the name it is called by

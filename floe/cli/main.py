@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from floe.cli import (
     bench,
+    bento,
     completion,
     containerd,
     doctor,
@@ -29,7 +30,7 @@ from floe.cli.exit import USAGE, guard
 from floe.cli.options import Parser, add_commands, add_shared
 
 _NOUNS = (
-    *(model, umount, image, key, store, gc, fsck, rebuild_index),
+    *(model, umount, image, bento, key, store, gc, fsck, rebuild_index),
     *(status, bench, doctor, containerd, packfs, snapshotter, version, completion),
 )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,9 +69,13 @@ class DirectoryScan:
                 raise changed(found.path)
 
 
-def scan_directory(directory: Path) -> DirectoryScan:
+def scan_directory(
+    directory: Path, *, only: Collection[bytes] | None = None, mtime: int | None = None
+) -> DirectoryScan:
     """Find what `directory` holds, reading no content.
 
+    `only`: nothing but these files and symlinks, relative to it, and the directories that they are in. `mtime`: the time, in
+    seconds, that everything is said to have.
     NotFoundError: no such directory. BadInputError: not a directory, no regular file in it, or an entry that a model
     cannot hold. AccessDeniedError names what may not be read.
     """
@@ -84,23 +89,29 @@ def scan_directory(directory: Path) -> DirectoryScan:
     found = _lstat(top)
     if not stat.S_ISDIR(found.st_mode):
         raise BadInputError(f"{shown(top)} is not a directory", hint="a model is a directory: give the one it is in")
-    scanner = _Scanner(top)
+    scanner = _Scanner(top, only)
     scanner.run(found)
+    if mtime is not None:
+        for node in scanner.nodes:
+            node.mtime, node.mtime_ns = mtime, 1
     if not scanner.any_file:
         raise BadInputError(f"{shown(top)} holds no file: there is no model to push", hint="check the path")
     return scanner.scan
 
 
 class _Scanner:
-    def __init__(self, top: bytes) -> None:
+    def __init__(self, top: bytes, only: Collection[bytes] | None = None) -> None:
         self._top = top
+        self._only = None if only is None else frozenset(_with_parents(only))
         self._inodes: dict[bytes, Node] = {}  # of files with several names
         self._counted: set[bytes] = set()
         self.any_file = False
+        self.nodes: list[Node] = []
         self.scan = DirectoryScan(Node(stat.S_IFDIR))
 
     def run(self, top: os.stat_result) -> None:
         self.scan.root = _directory_node(self._top, top)
+        self.nodes.append(self.scan.root)
         pending = [(b"", self.scan.root, top)]
         while pending:
             relative, node, found = pending.pop()
@@ -109,9 +120,12 @@ class _Scanner:
             below = []
             for name in _names(path):
                 inner = relative + b"/" + name if relative else name
+                if self._only is not None and inner not in self._only:
+                    continue
                 child_found = _lstat(self._full(inner))
                 child = self._node(inner, child_found)
                 node.children[name] = child
+                self.nodes.append(child)
                 if child.is_dir:
                     below.append((inner, child, child_found))
             # Content lies in packs in the order in which a walk of the tree comes to it, which is then a sequential read.
@@ -177,6 +191,12 @@ class _Scanner:
 
     def _inside(self, real: bytes) -> bool:
         return real == self._top or real.startswith(self._top.rstrip(b"/") + b"/")
+
+
+def _with_parents(paths: Iterable[bytes]) -> Iterator[bytes]:
+    for path in paths:
+        parts = path.split(b"/")
+        yield from (b"/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
 
 
 def _symlink_node(link: bytes, found: os.stat_result) -> Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,9 +51,13 @@ def push_model(
     workers: int | None = None,
     progress: Progress | None = None,
     verify: bool = False,
+    only: Collection[bytes] | None = None,
+    mtime: int | None = None,
+    source: str | None = None,
 ) -> PushResult:
     """Store `directory` and let `ref` (NAME:TAG) name it; floe/ingest/directory.py says what is kept of it.
 
+    `only`, `mtime`: see scan_directory. `source`: what the manifest says of where it came from, the directory's name without it.
     `verify`: read the packs that it builds upon, and heal those that are damaged; see Ingest. The name is set last: until then, and after any error, it names what it named before. Content that did not change
     keeps its manifest. ConflictError: somebody else moved the name while this push ran; theirs stays. BadInputError,
     NotFoundError, AccessDeniedError, SourceChangedError: the directory; NoSpaceError: `spool_dir`; the store's errors
@@ -63,7 +67,7 @@ def push_model(
         raise BadInputError(f"cannot push to {ref}: a digest names what is stored already", hint="give NAME[:TAG]")
     for key, value in (labels or {}).items():
         check_text(value, f"label {key!r}:")
-    scan = scan_directory(directory)
+    scan = scan_directory(directory, only=only, mtime=mtime)
     moved_from = catalog.find_model(ref)
     if progress is not None:
         progress.total(scan.total)
@@ -75,7 +79,7 @@ def push_model(
         digest, manifest = ingest.finish(
             scan.root,
             KIND_MODEL,
-            f"directory:{shown(os.fsencode(directory.resolve().name))}",
+            source or f"directory:{shown(os.fsencode(directory.resolve().name))}",
             labels,
             previous=_previous(catalog, ref),
             names=(layout.model_ref_key(ref),),  # a tag that is due to go stays, now that it moves

@@ -38,6 +38,7 @@ HEAVY = {
     "tomlkit",
     "tomllib",
     "urllib.request",
+    "yaml",
     "zstandard",
 }
 COMMANDS = [
@@ -53,6 +54,8 @@ COMMANDS = [
     "image rm",
     "image attach",
     "image detach",
+    "bento push",
+    "bento image",
     "store init",
     "store check",
     "bench",

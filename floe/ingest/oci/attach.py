@@ -122,13 +122,20 @@ def attach_to(
     target: Target,
     models: Sequence[tuple[ModelRef, str]],
     *,
+    digests: Mapping[str, str] | None = None,
     addition: Addition | None = None,
     progress: Progress | None = None,
 ) -> AttachResult:
-    """The same with an image that is resolved already and a target that is open; there may be no model at all."""
-    paths = [places.check_path(path) for _, path in models]
-    places.check_apart(paths)
-    placed = [_Placed(ref, path, *catalog.resolve_model(ref)) for (ref, _), path in zip(models, paths, strict=True)]
+    """The same with a target that is open; `image` is called once the models are found. There may be no model at all.
+
+    `digests`: by path, which manifest a model's name means, whatever its tag means by now.
+    """
+    placed = []
+    for ref, given in models:
+        path = places.check_path(given)
+        pinned = (digests or {}).get(given)
+        placed.append(_Placed(ref, path, *catalog.resolve_model(ModelRef(ref.name, None, pinned) if pinned else ref)))
+    places.check_apart(model.path for model in placed)
     return _Attaching(catalog, image(), target, placed, addition=addition or Addition(), progress=progress).run()
 
 

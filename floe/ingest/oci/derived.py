@@ -49,7 +49,7 @@ def derive_config(
 ) -> bytes:
     """The config without the layers of the numbers in `gone` (from 0), with `new` ones above.
 
-    `labels` are set, or removed where None. `settings` replace members of the config's `config`: `Env`, `User`, ...
+    `labels` are set, `settings` replace members of the config's `config` (`Env`, `User`, ...); what is None is removed.
     """
     value: dict[str, Any] = json.loads(image.config.raw)
     diff_ids = image.config.diff_ids
@@ -61,6 +61,7 @@ def derive_config(
         added = [{"created": created, "created_by": layer.created_by} for layer in new]
         value["history"] = [*_history(history, gone, len(diff_ids), image.name), *added]
     inner = {**(value.get("config") or {}), **(settings or {})}
+    inner = {key: item for key, item in inner.items() if item is not None or key not in (settings or {})}
     if labels:
         found = {**(inner.get("Labels") or {}), **labels}
         inner["Labels"] = {key: text for key, text in found.items() if text is not None}

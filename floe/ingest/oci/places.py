@@ -23,7 +23,7 @@ def check_path(path: str) -> str:
     if any(len(part.encode("utf-8", "surrogateescape")) > 255 or part.startswith(".wh.") for part in parts):
         raise BadInputError(f"{path!r} holds a name that a layer cannot: too long, or one that begins with '.wh.'")
     clean = "/" + "/".join(parts)
-    if any(_within(clean, place) for place in _RESERVED):
+    if any(within(clean, place) for place in _RESERVED):
         raise BadInputError(f"a model cannot be placed at {clean}", hint="give another path such as /opt/model")
     return clean
 
@@ -33,7 +33,7 @@ def check_apart(paths: Iterable[str]) -> None:
     known: list[str] = []
     for path in paths:
         for other in known:
-            if _within(path, other) or _within(other, path):
+            if within(path, other) or within(other, path):
                 raise BadInputError(f"models at {other} and {path} would hide one another", hint="use separate paths")
         known.append(path)
 
@@ -98,5 +98,6 @@ def look_up(paths: Sequence[str], layers: Iterable[LayerTree], image: str) -> di
     return {search.path: search.found for search in searches if search.found is not None}
 
 
-def _within(path: str, place: str) -> bool:
+def within(path: str, place: str) -> bool:
+    """Whether the (checked) `path` is `place` or lies below it."""
     return path == place or path.startswith(place + "/")

@@ -1,0 +1,204 @@
+"""The layer of a Bento's own files, and of what BentoML wants to find beside its models. The same Bento gives the same bytes.
+
+Files belong to BentoML's user, as its Dockerfile has it. Directories above the models have one time in every image: trees that place a
+model below them are then the same ones, and nodes share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from floe.ingest.bento.find import HUB_MODELS, MODELS
+from floe.ingest.chunker import os_failure, shown
+from floe.ingest.oci.compression import decompress
+from floe.ingest.oci.derived import NewLayer
+from floe.ingest.oci.media import Descriptor
+from floe.store.errors import BadInputError, UnavailableError
+from floe.store.nodes import Node
+
+OWNER = 1034  # BentoML's user and group: bentoml/_internal/container/generate.py, BENTO_UID_GID
+ENTRYPOINT = "env/docker/entrypoint.sh"
+_OPAQUE = ".wh..wh..opq"
+_TIME = 0  # of directories above models
+_LEFT_OUT = frozenset({MODELS, HUB_MODELS})
+_PIECE = 1 << 20
+_LEVEL = 6
+
+
+@dataclass(frozen=True)
+class FilesLayer:
+    """What goes into the layer.
+
+    `root`: the Bento's absolute path in the image. `above`: what the image has at the directories on the way to it, by their
+    paths. `latest`: place below `root` -> content. `models`: the models' own places below `root`.
+    """
+
+    root: str
+    above: Mapping[str, Node]
+    latest: Mapping[str, str]
+    models: tuple[str, ...]
+    mtime: int  # of the Bento's files, in seconds
+
+
+def write_layer(layer: FilesLayer, bento: Path | None, path: Path, media_type: str, created_by: str) -> NewLayer:
+    """Write the layer to the file `path`, gzipped; `bento` is the folder with the Bento's files, None for an image that has them.
+
+    BadInputError: a file of the Bento that is no file, directory or symlink. SourceChangedError, AccessDeniedError.
+    """
+    try:
+        with path.open("xb") as file:
+            out = _Gzip(file)
+            with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+                _directories(tar, layer)
+                if bento is not None:
+                    _files(tar, layer, bento)
+            out.finish()
+            file.flush()
+    except OSError as error:
+        name = os.fsencode(error.filename or path)
+        if error.filename is None or Path(os.fsdecode(error.filename)) == path:
+            raise UnavailableError(
+                f"{path} cannot be written: {error.strerror}", hint="give another --spool-dir"
+            ) from error
+        raise os_failure(error, name) from error
+    descriptor = Descriptor(media_type, out.digest, out.size)
+    return NewLayer(
+        descriptor, out.diff_id, created_by, lambda: _pieces(path), lambda: decompress(_pieces(path), str(path))
+    )
+
+
+def _directories(tar: tarfile.TarFile, layer: FilesLayer) -> None:
+    """The way to the models, each with an entry, and the two folders that BentoML has in every image, holding nothing of the image's."""
+    parts = [part for part in layer.root.split("/") if part]
+    for depth in range(1, len(parts) + 1):
+        place = "/".join(parts[:depth])
+        known = layer.above.get(f"/{place}")
+        own = depth > 1  # /home is root's, /home/bentoml and what is in it BentoML's
+        node = known or Node(stat.S_IFDIR | 0o755, OWNER if own else 0, OWNER if own else 0)
+        _directory(tar, place, node)
+    root = "/".join(parts)
+    folders = {MODELS, HUB_MODELS}
+    for place in (*layer.models, *layer.latest):
+        above = place.split("/")[:-1]
+        folders.update("/".join(above[:depth]) for depth in range(1, len(above) + 1))
+    for folder in sorted(folders):
+        _directory(tar, f"{root}/{folder}", Node(stat.S_IFDIR | 0o755, OWNER, OWNER))
+        if "/" not in folder:
+            _entry(tar, f"{root}/{folder}/{_OPAQUE}", tarfile.REGTYPE, 0o444, _TIME)
+    for place, content in sorted(layer.latest.items()):
+        data = content.encode()
+        _entry(tar, f"{root}/{place}", tarfile.REGTYPE, 0o644, layer.mtime, data=io.BytesIO(data), size=len(data))
+
+
+def _files(tar: tarfile.TarFile, layer: FilesLayer, bento: Path) -> None:
+    root = layer.root.strip("/")
+    for path, found in _walk(bento):
+        place = path.relative_to(bento).as_posix()
+        name, mode = f"{root}/{place}", stat.S_IMODE(found.st_mode) & 0o777
+        if stat.S_ISDIR(found.st_mode):
+            _entry(tar, name, tarfile.DIRTYPE, mode | 0o700, layer.mtime)
+        elif stat.S_ISLNK(found.st_mode):
+            _entry(tar, name, tarfile.SYMTYPE, 0o777, layer.mtime, link=str(path.readlink()))
+        elif stat.S_ISREG(found.st_mode):
+            mode |= 0o755 if place == ENTRYPOINT else 0o400
+            with path.open("rb") as file:
+                _entry(tar, name, tarfile.REGTYPE, mode, layer.mtime, data=file, size=os.fstat(file.fileno()).st_size)
+        else:
+            raise BadInputError(
+                f"{shown(os.fsencode(path))} is no file, directory or symlink", hint="remove it from the Bento"
+            )
+
+
+def _walk(bento: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """All below the Bento but its models, each directory before what is in it."""
+    pending = [bento]
+    while pending:
+        here = pending.pop()
+        below = []
+        for path in sorted(here.iterdir()):
+            if here == bento and path.name in _LEFT_OUT:
+                continue
+            found = path.lstat()
+            yield path, found
+            if stat.S_ISDIR(found.st_mode):
+                below.append(path)
+        pending.extend(reversed(below))
+
+
+def _directory(tar: tarfile.TarFile, name: str, node: Node) -> None:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.uid, info.gid, info.mtime = (
+        tarfile.DIRTYPE,
+        stat.S_IMODE(node.mode),
+        node.uid,
+        node.gid,
+        _TIME,
+    )
+    info.pax_headers = {
+        f"SCHILY.xattr.{key.decode('utf-8', 'surrogateescape')}": value.decode("utf-8", "surrogateescape")
+        for key, value in sorted(node.xattrs.items())
+        if not key.startswith(b"trusted.")
+    }
+    tar.addfile(info)
+
+
+def _entry(
+    tar: tarfile.TarFile,
+    name: str,
+    kind: bytes,
+    mode: int,
+    mtime: int,
+    *,
+    link: str = "",
+    data: io.BufferedIOBase | None = None,
+    size: int = 0,
+) -> None:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.uid, info.gid, info.mtime = kind, mode, OWNER, OWNER, mtime
+    info.linkname, info.size = link, size
+    tar.addfile(info, data)
+
+
+class _Gzip(io.RawIOBase):
+    """A file that is written gzipped, without a name or time in it; its digests and size are known at the end."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        super().__init__()
+        self._file = file
+        self._deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+        self._plain, self._packed, self.size = hashlib.sha256(), hashlib.sha256(), 0
+
+    def write(self, data: Any, /) -> int:
+        self._plain.update(data)
+        self._emit(self._deflate.compress(data))
+        return memoryview(data).nbytes
+
+    def finish(self) -> None:
+        self._emit(self._deflate.flush())
+
+    def _emit(self, data: bytes) -> None:
+        self._packed.update(data)
+        self.size += self._file.write(data)
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._packed.hexdigest()}"
+
+    @property
+    def diff_id(self) -> str:
+        return f"sha256:{self._plain.hexdigest()}"
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece

@@ -1,0 +1,81 @@
+"""Models of Hugging Face's hub, as its cache on this machine holds them.
+
+`models--org--name/{blobs,refs,snapshots/<commit>,.no_exist/<commit>}`, a snapshot's files being symlinks into `blobs`; see
+huggingface_hub's "Understand caching". BentoML names such models in lower case, and so must the folder be called that containers see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from floe.ingest.bento.info import NamedModel
+from floe.ingest.chunker import os_failure
+from floe.store.errors import DamagedError, NotFoundError
+
+_REFS, _SNAPSHOTS, _ABSENT = "refs", "snapshots", ".no_exist"
+_REF_MAX = 256  # bytes; a ref holds a commit
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """The cache of this user, where BentoML looks for it too."""
+    for name in ("BENTOML_HF_CACHE_DIR", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if environ.get(name):
+            return Path(environ[name])
+    home = (
+        environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "huggingface"
+    )
+    return Path(home) / "hub"
+
+
+def folder_name(named: NamedModel) -> str:
+    """What the cache calls a model's folder."""
+    return "models--" + named.hub_id.replace("/", "--")
+
+
+def find(named: NamedModel, cache: Path, bento: str) -> Path:
+    """The model's folder in `cache`, whatever its capitals. NotFoundError: not there at its commit."""
+    wanted = folder_name(named)
+    candidates = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        candidates = sorted(path for path in cache.iterdir() if path.name.lower() == wanted)
+    for path in candidates:
+        if (path / _SNAPSHOTS / named.revision).is_dir():
+            return path
+    raise NotFoundError(
+        f"Bento {bento} needs {named.hub_id} at {named.revision}, which is not in {cache}",
+        hint=f"`hf download {named.hub_id} --revision {named.revision}`; --hub-cache names another cache",
+    )
+
+
+def files_of(folder: Path, revision: str) -> frozenset[bytes]:
+    """What of the cache's `folder` belongs to one commit, relative to it: snapshot, blobs of that, refs that mean it.
+
+    The cache also holds other commits, and what is being downloaded. DamagedError: a file of the snapshot that leads nowhere.
+    """
+    try:
+        top = folder.resolve()
+        kept = set[Path]()
+        for found in _walk(top / _SNAPSHOTS / revision):
+            if found.is_dir() and not found.is_symlink():
+                continue
+            real = found.resolve()
+            if not real.is_file():
+                raise DamagedError(f"{found} leads nowhere: its download is not complete", hint="download it again")
+            kept.update((found, *([real] if real.is_relative_to(top) else [])))
+        kept.update(path for path in _walk(top / _ABSENT / revision) if path.is_file())
+        kept.update(path for path in _walk(top / _REFS) if path.is_file() and _says(path, revision))
+        return frozenset(os.fsencode(path.relative_to(top)) for path in kept)
+    except OSError as error:
+        raise os_failure(error, os.fsencode(error.filename or folder)) from error
+
+
+def _says(ref: Path, revision: str) -> bool:
+    return ref.stat().st_size <= _REF_MAX and ref.read_bytes().strip() == revision.encode()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for base, folders, names in os.walk(folder):
+        yield from (Path(base) / name for name in (*folders, *names))

@@ -1,0 +1,151 @@
+"""A Bento's models, each stored as a model of its own: what several Bentos have in common is there once.
+
+`name:version` of BentoML's store becomes the model of that name, one of Hugging Face's hub `org/name:<commit>`. BentoML never changes
+a version once it is saved: a version that the store has is not read again, however large it is. Times of files say when a model was
+downloaded or unpacked, and are not kept: the same model is the same tree, whoever pushed it, and nodes share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from floe.ingest.bento import hub
+from floe.ingest.bento.find import Bento, FoundModel
+from floe.ingest.directory import scan_directory
+from floe.ingest.model import push_model
+from floe.store.catalog import Catalog
+from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError, UntrustedError
+from floe.store.ids import ModelRef, hexdigest
+from floe.store.progress import Progress
+from floe.store.records import Manifest
+
+BENTO_MODEL_LABEL, YAML_LABEL, HUB_LABEL = "floe.bento-model", "floe.bento-yaml", "floe.hub-model"
+
+
+@dataclass(frozen=True)
+class PushedModel:
+    """A model of a Bento in the store, as `ref` at `digest`, formerly `previous`. `reused`: it was there, and not read.
+
+    Sizes in bytes: of the content, and of what was stored anew.
+    """
+
+    found: FoundModel
+    ref: ModelRef
+    digest: str
+    total_bytes: int
+    new_bytes: int
+    reused: bool
+    previous: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def moved(self) -> bool:
+        """Whether the name meant another content before."""
+        return self.previous is not None and self.previous != self.digest
+
+
+def push_models(
+    catalog: Catalog,
+    bento: Bento,
+    models: list[FoundModel],
+    *,
+    spool_dir: Path,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    read_again: bool = False,
+    verify: bool = False,
+) -> list[PushedModel]:
+    """Store the `models` of a Bento, in their order; `read_again` those too that the store has.
+
+    Each is named when it is complete: after an error those before it are there. Raises what `push_model` raises.
+    """
+    refs = [(model, ref_of(model)) for model in models]  # a name that cannot be is refused first
+    pusher = _Pusher(catalog, bento, spool_dir, workers, _Growing(progress) if progress else None)
+    return [pusher.push(model, ref, read_again=read_again or verify, verify=verify) for model, ref in refs]
+
+
+def ref_of(model: FoundModel) -> ModelRef:
+    """What the store calls a Bento's model. BadInputError: it cannot be called so."""
+    if model.named.from_hub:
+        return ModelRef.parse(f"{model.named.hub_id}:{model.named.revision}")
+    return ModelRef.parse(str(model.named.tag))
+
+
+class _Growing:
+    """Tells one progress of several pushes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._total = progress, 0
+
+    def total(self, nbytes: int) -> None:
+        self._total += nbytes
+        self._progress.total(self._total)
+
+    def advance(self, nbytes: int) -> None:
+        self._progress.advance(nbytes)
+
+
+@dataclass(frozen=True)
+class _Pusher:
+    catalog: Catalog
+    bento: Bento
+    spool_dir: Path
+    workers: int | None
+    progress: Progress | None
+
+    def push(self, model: FoundModel, ref: ModelRef, *, read_again: bool, verify: bool) -> PushedModel:
+        only = hub.files_of(model.path, model.named.revision) if model.named.from_hub else None
+        labels = _labels(model)
+        known = _known(self.catalog, ref)
+        if known is not None and not read_again and _is_same(known[1], model, labels, only):
+            return PushedModel(model, ref, known[0], known[1].sizes.content, 0, reused=True)
+        if known is not None and not labels.items() & known[1].labels.items():
+            raise BadInputError(
+                f"the store's model {ref} is not that of Bento {self.bento}: it was pushed by other means",
+                hint=f"if it may go, `floe model rm {ref}` first; `floe model tag` keeps it under another name",
+            )
+        done = push_model(
+            self.catalog,
+            model.path,
+            ref,
+            spool_dir=self.spool_dir,
+            labels=labels,
+            workers=self.workers,
+            progress=self.progress,
+            verify=verify,
+            only=only,
+            mtime=max(0, int(model.info.created.timestamp())) if model.info else 0,
+            source=f"huggingface:{model.named}" if model.named.from_hub else f"bentoml:{model.named}",
+        )
+        return PushedModel(
+            model,
+            ref,
+            done.digest,
+            done.total_bytes,
+            done.new_bytes,
+            reused=False,
+            previous=done.previous,
+            warnings=done.warnings,
+        )
+
+
+def _labels(model: FoundModel) -> dict[str, str]:
+    if model.named.from_hub:
+        return {HUB_LABEL: str(model.named)}
+    return {BENTO_MODEL_LABEL: str(model.named.tag), YAML_LABEL: hexdigest(model.yaml)}
+
+
+def _known(catalog: Catalog, ref: ModelRef) -> tuple[str, Manifest] | None:
+    try:
+        return catalog.resolve_model(ref)
+    except (NotFoundError, DamagedError, UnsupportedError, UntrustedError):
+        return None  # it is stored, and signed, anew
+
+
+def _is_same(manifest: Manifest, model: FoundModel, labels: dict[str, str], only: frozenset[bytes] | None) -> bool:
+    """Whether the store's model is this one by what can be told without reading: origin, model.yaml, sizes."""
+    if not labels.items() <= manifest.labels.items():
+        return False
+    scan = scan_directory(model.path, only=only)
+    return scan.total == manifest.sizes.content
