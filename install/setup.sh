@@ -110,6 +110,13 @@ if [ ! -x .venv/bin/floe ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; th
   quietly .venv/bin/python -m pip install -q -e ".[$extra]"
   echo "$wanted" >"$stamp"
 fi
+# BentoML apart from it: what Floe reads of Bentos is compared with what the real package writes.
+if [ "$profile" = test ] && [ ! -x "$tools/bentoml/bin/bentoml" ]; then
+  say "installing BentoML into .tools/bentoml (half a minute)"
+  rm -rf "$tools/bentoml"
+  quietly "${PYTHON:-/usr/bin/python3}" -m venv "$tools/bentoml"
+  quietly "$tools/bentoml/bin/python" -m pip install -q 'bentoml>=1.4,<1.5' huggingface_hub
+fi
 for module in erofs fuse overlay loop; do modprobe "$module" 2>/dev/null || true; done
 for fs in erofs fuse overlay; do
   grep -qw "$fs" /proc/filesystems || die "this kernel has no $fs" "load its module (on Ubuntu: apt install linux-modules-extra-\$(uname -r))"
