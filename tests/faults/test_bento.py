@@ -315,6 +315,9 @@ def test_models_of_the_hub(store, work, catalog):
     (top / "blobs" / "abc.incomplete").write_bytes(b"half")
     (top / ".no_exist" / COMMIT).mkdir(parents=True)
     (top / ".no_exist" / COMMIT / "adapter.json").touch()
+    (top / "trees").mkdir()
+    for commit in (COMMIT, "f" * 40):
+        (top / "trees" / f"{commit}.json").write_text("[]")
     pushed = work.push(catalog, "front", store.home)
     model = pushed[0]
     assert (str(model.ref), model.found.place) == (f"acme/tiny:{COMMIT}", "hf-models/models--acme--tiny")

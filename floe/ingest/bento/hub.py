@@ -1,6 +1,6 @@
 """Models of Hugging Face's hub, as its cache on this machine holds them.
 
-`models--org--name/{blobs,refs,snapshots/<commit>,.no_exist/<commit>}`, a snapshot's files being symlinks into `blobs`; see
+`models--org--name/{blobs,refs,snapshots/<commit>}` and more, a snapshot's files being symlinks into `blobs`; see
 huggingface_hub's "Understand caching". BentoML names such models in lower case, and so must the folder be called that containers see.
 """
 
@@ -15,7 +15,7 @@ from floe.ingest.bento.info import NamedModel
 from floe.ingest.chunker import os_failure
 from floe.store.errors import DamagedError, NotFoundError
 
-_REFS, _SNAPSHOTS, _ABSENT = "refs", "snapshots", ".no_exist"
+_BLOBS, _REFS, _SNAPSHOTS = "blobs", "refs", "snapshots"
 _REF_MAX = 256  # bytes; a ref holds a commit
 
 
@@ -65,7 +65,12 @@ def files_of(folder: Path, revision: str) -> frozenset[bytes]:
             if not real.is_file():
                 raise DamagedError(f"{found} leads nowhere: its download is not complete", hint="download it again")
             kept.update((found, *([real] if real.is_relative_to(top) else [])))
-        kept.update(path for path in _walk(top / _ABSENT / revision) if path.is_file())
+        # What else is kept of a commit is called by it: `.no_exist/<commit>/...`, since huggingface_hub 2 `trees/<commit>.json`.
+        for other in top.iterdir():
+            if other.name not in (_BLOBS, _REFS, _SNAPSHOTS) and other.is_dir():
+                named = [path for path in other.iterdir() if path.name.partition(".")[0] == revision]
+                found_below = [path for start in named for path in (start, *_walk(start))]
+                kept.update(path for path in found_below if path.is_file() and not path.is_symlink())
         kept.update(path for path in _walk(top / _REFS) if path.is_file() and _says(path, revision))
         return frozenset(os.fsencode(path.relative_to(top)) for path in kept)
     except OSError as error:
