@@ -1,4 +1,4 @@
-"""`floe image attach` and `floe image detach`: models in images, and out of them again."""
+"""`floe image attach`, `detach` and `weights`: models in images, and out of them again."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from floe.cli import output, signatures
-from floe.cli.context import open_catalog
-from floe.cli.names import parse_model, parse_placed_model
-from floe.cli.options import SIGNING, Commands, add_command, add_json, add_settings, settings_of
-from floe.cli.sizes import format_size
+from floe.cli.context import make_spool, open_catalog
+from floe.cli.names import parse_model, parse_placed_model, parse_tagged
+from floe.cli.options import PUSHING, SIGNING, Commands, add_command, add_json, add_settings, settings_of
+from floe.cli.sizes import Size, format_size
 from floe.store.errors import BadInputError
+
+_LARGE = "64MiB"
 
 if TYPE_CHECKING:
     from floe.store.ids import ModelRef
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 def add_parser(below: Commands, sources: str) -> None:
     """Add `attach` and `detach` below `floe image`; `sources` says what an image to read may be."""
     attach = add_command(below, "attach", "Make an image that also carries models, as stub layers.", run_attach)
-    detach = add_command(below, "detach", "Make an image without the models attached to it.", run_detach)
+    detach = add_command(
+        below, "detach", "Make an image without models that are attached to it, or lie in its layers.", run_detach
+    )
     for parser in (attach, detach):
         parser.add_argument("source", metavar="SOURCE", help=sources)
         text = "where the new image goes: HOST/NAME:TAG or oci:DIR[:TAG]"
@@ -40,12 +44,27 @@ def add_parser(below: Commands, sources: str) -> None:
         help="a model that SOURCE carries, or the path at which it has one; may be given several times",
     )
     which.add_argument("--all", action="store_true", help="all models that SOURCE carries")
+    which.add_argument(
+        "--directory",
+        action="append",
+        metavar="PATH=NAME[:TAG]",
+        help="make a directory of SOURCE's own layers a model, and attach it there; may be given several times",
+    )
     for parser in (attach, detach):
         parser.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
         add_settings(parser, "registry_config")
         add_plain_http(parser)
         add_json(parser)
     add_settings(attach, *SIGNING)
+    add_settings(detach, *PUSHING)
+    weights = add_command(below, "weights", "Find the directories of an image that hold large files.", run_weights)
+    weights.add_argument("source", metavar="SOURCE", help=sources)
+    text = f"what counts as large ({_LARGE})"
+    weights.add_argument("--min-size", metavar="SIZE", default=_LARGE, help=text)
+    weights.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
+    weights.add_argument("--plain-http", action="store_true", help="talk to the registry without TLS")
+    add_settings(weights, "registry_config")
+    add_json(weights)
 
 
 def add_plain_http(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +115,8 @@ def run_attach(args: argparse.Namespace) -> int:
 
 def run_detach(args: argparse.Namespace) -> int:
     """Publish TARGET: SOURCE without the stub layers of the models that are named."""
+    if args.directory:
+        return _run_extract(args)
     settings = settings_of(args)
     wanted = None if args.all else [_meant(text) for text in args.model]
     from floe.ingest.oci.detach import detach  # noqa: PLC0415 - lazy: keeps --help fast
@@ -126,6 +147,82 @@ def run_detach(args: argparse.Namespace) -> int:
         for marker in markers:
             output.line(f"{word} {marker.model} at {marker.path}")
     return 0
+
+
+def run_weights(args: argparse.Namespace) -> int:
+    """List the directories that `detach --directory` is for."""
+    least = Size.parse(args.min_size, percent=False).of(0)
+    settings = settings_of(args)
+    from floe.ingest.oci.weights import find_weights  # noqa: PLC0415 - lazy: keeps --help fast
+
+    with open_catalog(settings) as catalog:
+        found = find_weights(
+            catalog,
+            args.source,
+            least,
+            platform=args.platform,
+            plain_http=args.plain_http,
+            registry_config=settings.registry_config,
+        )
+    if args.json:
+        output.print_json([{"path": one.path, "files": one.files, "size_bytes": one.size} for one in found])
+        return 0
+    rows = ((one.path, str(one.files), format_size(one.size)) for one in found)
+    output.table(("DIRECTORY", "FILES", "SIZE"), rows)
+    return 0
+
+
+def _run_extract(args: argparse.Namespace) -> int:
+    """Publish TARGET: SOURCE with directories of its layers made models, and attached."""
+    settings = settings_of(args)
+    wanted = [_directory(text) for text in args.directory]
+    from floe.ingest.oci.extract import extract  # noqa: PLC0415 - lazy: keeps --help fast
+
+    make_spool(settings)
+    with (
+        open_catalog(settings, signing=True) as catalog,
+        output.progress(f"detach {args.target}", wanted=not args.json) as progress,
+    ):
+        made = extract(
+            catalog,
+            args.source,
+            args.target,
+            wanted,
+            spool_dir=settings.spool,
+            platform=args.platform,
+            plain_http=args.plain_http or args.source_plain_http,
+            target_plain_http=args.plain_http or args.target_plain_http,
+            registry_config=settings.registry_config,
+            workers=settings.workers,
+            progress=progress,
+        )
+    result = made.result
+    _warn(result.warnings)
+    signatures.warn_unsigned(settings, result.target)
+    models = [
+        {"name": str(ref), "path": path, "manifest": digest}
+        for (ref, path), digest in zip(wanted, made.digests, strict=True)
+    ]
+    if args.json:
+        sizes = {"saved_bytes": made.saved_bytes, "new_bytes": made.new_bytes, "copied_bytes": result.copied_bytes}
+        found: dict[str, Any] = {"digest": result.digest, "new_layers": made.new_layers, **sizes}
+        shown = {"models": models, "warnings": list(result.warnings)}
+        output.print_json({"source": args.source, "target": result.target, **found, **shown})
+        return 0
+    output.line(
+        f"{result.target} is {result.digest}, {format_size(made.saved_bytes)} smaller than {args.source}: "
+        f"{made.new_layers} layer{'' if made.new_layers == 1 else 's'} written anew"
+    )
+    for model in models:
+        output.line(f"{model['name']} at {model['path']}")
+    return 0
+
+
+def _directory(text: str) -> tuple[ModelRef, str]:
+    path, equals, name = text.rpartition("=")
+    if not equals or not path.startswith("/"):
+        raise BadInputError(f"--directory {text!r} is not PATH=NAME[:TAG]", hint="write /path/in/the/image=NAME[:TAG]")
+    return parse_tagged(name)[0], path
 
 
 def _meant(text: str) -> ModelRef | str:

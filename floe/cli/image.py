@@ -1,4 +1,4 @@
-"""`floe image`: index, ls, show, profile and rm; attach and detach are in attachments.py, sign in signatures.py."""
+"""`floe image`: index, ls, show, profile and rm; attach, detach and weights are in attachments.py, sign in signatures.py."""
 
 from __future__ import annotations
 

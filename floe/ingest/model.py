@@ -14,6 +14,7 @@ from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError, UntrustedError
 from floe.store.ids import ModelRef, check_text
+from floe.store.nodes import Node
 from floe.store.packindex import MODEL_FRAME
 from floe.store.profiles import ProfileStore, model_source
 from floe.store.progress import Progress
@@ -76,17 +77,10 @@ def push_model(
     ) as ingest:
         scan.read_into(ingest)
         scan.check_unchanged()
-        digest, manifest = ingest.finish(
-            scan.root,
-            KIND_MODEL,
-            source or f"directory:{shown(os.fsencode(directory.resolve().name))}",
-            labels,
-            previous=_previous(catalog, ref),
-            names=(layout.model_ref_key(ref),),  # a tag that is due to go stays, now that it moves
+        source = source or f"directory:{shown(os.fsencode(directory.resolve().name))}"
+        digest, manifest, previous = name_model(
+            catalog, ingest, ref, scan.root, source=source, labels=labels, moved_from=moved_from
         )
-        catalog.sign_tree(manifest.tree.digest)
-        previous = catalog.move_model(ref, digest, moved_from)
-        ProfileStore(catalog).seed(manifest.tree.digest, model_source(ref.name))
         stats = ingest.stats
     return PushResult(
         ref,
@@ -100,6 +94,29 @@ def push_model(
         tuple(stats.warnings),
         dict(stats.repaired),
     )
+
+
+def name_model(
+    catalog: Catalog,
+    ingest: Ingest,
+    ref: ModelRef,
+    root: Node,
+    *,
+    source: str,
+    labels: Mapping[str, str] | None,
+    moved_from: str | None,
+) -> tuple[str, Manifest, str | None]:
+    """Store the tree `root`, whose content `ingest` has, and let `ref` name it; returns digest, manifest and what it named before.
+
+    `moved_from`: what `find_model` said before the work began. See push_model.
+    """
+    names = (layout.model_ref_key(ref),)  # a tag that is due to go stays, now that it moves
+    previous = _previous(catalog, ref)
+    digest, manifest = ingest.finish(root, KIND_MODEL, source, labels, previous=previous, names=names)
+    catalog.sign_tree(manifest.tree.digest)
+    before = catalog.move_model(ref, digest, moved_from)
+    ProfileStore(catalog).seed(manifest.tree.digest, model_source(ref.name))
+    return digest, manifest, before
 
 
 def _previous(catalog: Catalog, ref: ModelRef) -> Manifest | None:

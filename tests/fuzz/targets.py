@@ -21,11 +21,14 @@ from typing import Any
 
 import zstandard
 from fuzz import fuserequests
+from support import bento
 from support.odd_tree import odd_tree
 from support.trees import TestPack
 
 from floe.cli import settings
 from floe.fuse.control import ControlServer
+from floe.ingest.bento import hub
+from floe.ingest.bento.info import parse_bento, parse_model
 from floe.ingest.entries import Node, walk
 from floe.ingest.erofs_writer import build_image
 from floe.ingest.oci import compression, hosts, layers, media, tarheader
@@ -500,6 +503,29 @@ def settings_toml(data: bytes) -> None:
         assert found.as_flags()
 
 
+def bento_yaml(data: bytes) -> None:
+    """What BentoML says of Bentos and models: names become paths and variables, so they must be as BentoML has them."""
+    with contextlib.suppress(FloeError):
+        model = parse_model(data, "model.yaml")
+        assert ModelRef.parse(str(model.tag))
+    found = parse_bento(data, "bento.yaml")
+    for name, text, _ in found.envs:
+        assert "=" not in name
+        assert "\0" not in name + text
+    for named in found.models:
+        assert ModelRef.parse(str(named.tag))
+        parts = hub.folder_name(named).split("/") if named.from_hub else str(named.tag).split(":")
+        assert not {"", ".", ".."} & set(parts)
+        assert len(parts) == (1 if named.from_hub else 2)
+
+
+def _bento_seeds() -> Iterable[bytes]:
+    for name in bento.SPECS.values():
+        yield (bento.DATA / name).read_bytes()
+    yield bento.with_models(2, bento.hub_entry("Acme/Tiny")).encode()
+    yield b"name: a\nversion: b\nmodels: [c:d]\ndocker: {env: [A=b]}\nenvs: [{name: C, value: d, stage: build}]\n"
+
+
 def _settings_seeds() -> Iterable[bytes]:
     yield b'store = "s3://b/p"\ncache_size = "50%"\nreadahead = 0\nstore_timeout = 1.5\nloop = "never"\n'
     yield b'[[model_policy]]\nname = "llama/*"\npin = true\nshare = "40GiB"\n'
@@ -545,5 +571,6 @@ TARGETS = {
     "names": Target(names, _name_seeds, 4096),
     "hosts_toml": Target(hosts_toml, _host_seeds, 4096),
     "settings_toml": Target(settings_toml, _settings_seeds, 4096),
+    "bento_yaml": Target(bento_yaml, _bento_seeds, 4096),
     "redis_replies": Target(redis_replies, _redis_seeds, 4096),
 }

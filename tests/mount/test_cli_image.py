@@ -185,6 +185,31 @@ def test_attach_several_and_detach(node, tmp_path):
     assert node.json("image", "detach", both, f"{out}:all", "--all")["digest"] in told
 
 
+def test_weights_leave_the_layers(node, tmp_path):
+    big = {"opt/m/a.bin": b"a" * 70_000, "opt/m/b.bin": b"b" * 80_000, "opt/m/small": b"s", "srv/c.bin": b"c" * 66_000}
+    build_oci(
+        tmp_path / "oci", [files(big), files({"opt/m/b.bin": b"B" * 90_000, "etc/x": "x"})], tag="v1", compression=""
+    )
+    source, target = f"oci:{tmp_path}/oci:v1", f"oci:{tmp_path}/out:v1"
+    found = node.json("image", "weights", source, "--min-size", "64KiB")
+    assert found == [
+        {"path": "/opt/m", "files": 2, "size_bytes": 160_000},
+        {"path": "/srv", "files": 1, "size_bytes": 66_000},
+    ]
+    assert not node.store.exists()
+    assert node.floe("image", "weights", source).stdout.split() == ["DIRECTORY", "FILES", "SIZE"]
+    made = node.json("image", "detach", source, target, "--directory", "/opt/m=weights:1")
+    assert (made["new_layers"], made["models"][0]["path"]) == (2, "/opt/m")
+    node.floe("model", "export", "weights:1", tmp_path / "copy")
+    assert (tmp_path / "copy/b.bin").read_bytes() == b"B" * 90_000
+    told = node.floe(
+        "image", "detach", source, target, "--directory", "/opt/m=weights:1", "--directory", "/srv=c"
+    ).stdout
+    assert "2 layers written anew" in told
+    assert "c:latest at /srv" in told
+    assert [one["path"] for one in node.json("image", "weights", target, "--min-size", "64KiB")] == []
+
+
 @pytest.mark.parametrize(
     ("models", "code"),
     [

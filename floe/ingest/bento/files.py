@@ -6,21 +6,19 @@ model below them are then the same ones, and nodes share them.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import stat
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from floe.ingest.bento.find import HUB_MODELS, MODELS
 from floe.ingest.chunker import os_failure, shown
 from floe.ingest.oci.compression import decompress
 from floe.ingest.oci.derived import NewLayer
+from floe.ingest.oci.gzipped import GzipWriter, file_pieces
 from floe.ingest.oci.media import Descriptor
 from floe.store.errors import BadInputError, UnavailableError
 from floe.store.nodes import Node
@@ -30,8 +28,6 @@ ENTRYPOINT = "env/docker/entrypoint.sh"
 _OPAQUE = ".wh..wh..opq"
 _TIME = 0  # of directories above models
 _LEFT_OUT = frozenset({MODELS, HUB_MODELS})
-_PIECE = 1 << 20
-_LEVEL = 6
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def write_layer(layer: FilesLayer, bento: Path | None, path: Path, media_type: s
     """
     try:
         with path.open("xb") as file:
-            out = _Gzip(file)
+            out = GzipWriter(file)
             with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
                 _directories(tar, layer)
                 if bento is not None:
@@ -72,7 +68,7 @@ def write_layer(layer: FilesLayer, bento: Path | None, path: Path, media_type: s
         raise os_failure(error, name) from error
     descriptor = Descriptor(media_type, out.digest, out.size)
     return NewLayer(
-        descriptor, out.diff_id, created_by, lambda: _pieces(path), lambda: decompress(_pieces(path), str(path))
+        descriptor, out.diff_id, created_by, lambda: file_pieces(path), lambda: decompress(file_pieces(path), str(path))
     )
 
 
@@ -166,39 +162,3 @@ def _entry(
     info.type, info.mode, info.uid, info.gid, info.mtime = kind, mode, OWNER, OWNER, mtime
     info.linkname, info.size = link, size
     tar.addfile(info, data)
-
-
-class _Gzip(io.RawIOBase):
-    """A file that is written gzipped, without a name or time in it; its digests and size are known at the end."""
-
-    def __init__(self, file: io.BufferedWriter) -> None:
-        super().__init__()
-        self._file = file
-        self._deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-        self._plain, self._packed, self.size = hashlib.sha256(), hashlib.sha256(), 0
-
-    def write(self, data: Any, /) -> int:
-        self._plain.update(data)
-        self._emit(self._deflate.compress(data))
-        return memoryview(data).nbytes
-
-    def finish(self) -> None:
-        self._emit(self._deflate.flush())
-
-    def _emit(self, data: bytes) -> None:
-        self._packed.update(data)
-        self.size += self._file.write(data)
-
-    @property
-    def digest(self) -> str:
-        return f"sha256:{self._packed.hexdigest()}"
-
-    @property
-    def diff_id(self) -> str:
-        return f"sha256:{self._plain.hexdigest()}"
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            yield piece

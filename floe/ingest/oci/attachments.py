@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from floe.ingest.oci.carried import Carried
+from floe.ingest.oci.derived import Edited
 from floe.ingest.oci.source import Image
 from floe.store import layout
 from floe.store.catalog import Catalog
@@ -56,6 +57,7 @@ def keep(catalog: Catalog, protection: Protection, carried: Sequence[Carried]) -
 def record(catalog: Catalog, target: str, image: Image, markers: Sequence[Marker]) -> None:
     """Say that the image with the manifest digest `target`, made out of `image`, needs these models."""
     models = tuple({"name": m.model, "manifest": m.manifest, "tree": m.tree, "path": m.path} for m in markers)
-    source = f"{image.name} ({image.manifest.digest})"
+    digest = image.source.digest if isinstance(image.source, Edited) else image.manifest.digest
+    source = f"{image.name} ({digest})"
     created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     catalog.set_attachment(AttachmentRecord(target, source, models, created))

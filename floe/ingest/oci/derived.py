@@ -12,7 +12,7 @@ from typing import Any
 
 from floe.ingest.oci import media
 from floe.ingest.oci.media import Descriptor
-from floe.ingest.oci.source import Image, Target
+from floe.ingest.oci.source import Image, Source, Target, verified
 from floe.store.errors import DamagedError
 from floe.store.progress import Progress
 
@@ -43,23 +43,24 @@ def derive_config(
     image: Image,
     *,
     gone: Collection[int] = (),
+    diff_ids: Mapping[int, str] | None = None,
     new: Sequence[NewLayer] = (),
     labels: Mapping[str, str | None] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The config without the layers of the numbers in `gone` (from 0), with `new` ones above.
+    """The config without the layers of the numbers in `gone` (from 0), with other `diff_ids` for some, with `new` ones above.
 
     `labels` are set, `settings` replace members of the config's `config` (`Env`, `User`, ...); what is None is removed.
     """
     value: dict[str, Any] = json.loads(image.config.raw)
-    diff_ids = image.config.diff_ids
-    kept = [diff_id for number, diff_id in enumerate(diff_ids) if number not in gone]
+    layers = image.config.diff_ids
+    kept = [(diff_ids or {}).get(number, known) for number, known in enumerate(layers) if number not in gone]
     value["rootfs"]["diff_ids"] = [*kept, *(layer.diff_id for layer in new)]
     history = value.get("history")
     if history:
         created = value.get("created") or _EPOCH
         added = [{"created": created, "created_by": layer.created_by} for layer in new]
-        value["history"] = [*_history(history, gone, len(diff_ids), image.name), *added]
+        value["history"] = [*_history(history, gone, len(layers), image.name), *added]
     inner = {**(value.get("config") or {}), **(settings or {})}
     inner = {key: item for key, item in inner.items() if item is not None or key not in (settings or {})}
     if labels:
@@ -101,6 +102,33 @@ def encode(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+class Edited:
+    """The source of an image that was edited: `blobs` are opened here, all others where the image came from.
+
+    `digest`: the manifest's, before.
+    """
+
+    def __init__(self, inner: Source, digest: str, blobs: Mapping[str, Callable[[], Iterator[bytes]]]) -> None:
+        self.inner, self.digest, self.name, self._blobs = inner, digest, inner.name, blobs
+
+    def manifest(self, descriptor: Descriptor | None = None) -> tuple[bytes, str]:
+        """See Source.manifest: as it was before."""
+        return self.inner.manifest(descriptor)
+
+    def open_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """See Source.open_blob."""
+        made = self._blobs.get(descriptor.digest)
+        return self.inner.open_blob(descriptor) if made is None else verified(made(), descriptor, self.name)
+
+    def origin(self, descriptor: Descriptor) -> Source | None:
+        """Where the blob may be taken over from; None: it was made here."""
+        return None if descriptor.digest in self._blobs else self.inner
+
+    def close(self) -> None:
+        """See Source.close."""
+        self.inner.close()
+
+
 class Writing:
     """Blobs on their way from `image`, or from here, to `target`; `copied_bytes` were sent."""
 
@@ -110,7 +138,9 @@ class Writing:
 
     def copy(self, descriptor: Descriptor) -> None:
         """Let the target have a blob of the image; DamagedError when its bytes are not what its digest says."""
-        if self._target.has_blob(descriptor) or self._target.mount_blob(descriptor, self._image.source):
+        source = self._image.source
+        origin = source.origin(descriptor) if isinstance(source, Edited) else source
+        if self._target.has_blob(descriptor) or (origin and self._target.mount_blob(descriptor, origin)):
             return
         self._target.push_blob(descriptor, self._counted(self._image.source.open_blob(descriptor)))
 

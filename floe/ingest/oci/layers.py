@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,11 +54,15 @@ class HotContentSink(Protocol):
 
 @dataclass
 class LayerTree:
-    """A layer's `root`; `implicit` are directories (path, node) that have no entry of their own in the archive."""
+    """A layer's `root`; `implicit` are directories (path, node) that have no entry of their own in the archive.
+
+    `end`: where the archive's entries end, in bytes of the tar.
+    """
 
     root: Node
     implicit: list[tuple[bytes, Node]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    end: int = 0
 
 
 def is_whiteout(node: Node) -> bool:
@@ -66,8 +70,16 @@ def is_whiteout(node: Node) -> bool:
     return stat.S_ISCHR(node.mode) and node.rdev == 0
 
 
-def read_layer(pieces: Iterator[bytes], sink: ContentSink, what: str, hot: HotContentSink | None = None) -> LayerTree:
+def read_layer(
+    pieces: Iterator[bytes],
+    sink: ContentSink,
+    what: str,
+    hot: HotContentSink | None = None,
+    seen: Callable[[int, Entry], None] | None = None,
+) -> LayerTree:
     """Read a whole tar stream; contents go to `hot`, which may not want them, or `sink`. `what` names the layer in errors.
+
+    `seen` is told where each entry begins (a byte of the tar), and of the entry; not of the end.
 
     DamagedError: not a layer, or an absolute name or one with `..` in it. UnsupportedError: an entry that cannot
     be kept as it is.
@@ -75,8 +87,12 @@ def read_layer(pieces: Iterator[bytes], sink: ContentSink, what: str, hot: HotCo
     builder = _Builder(sink, what, hot)
     stream = TarStream(pieces, what)
     for entry in stream:
+        if seen is not None:
+            seen(stream.start, entry)
         builder.add(entry, stream)
-    return builder.tree()
+    tree = builder.tree()
+    tree.end = stream.start
+    return tree
 
 
 class _Builder:

@@ -30,6 +30,12 @@ class Feed:
         self._pieces = pieces
         self._piece = b""
         self._at = 0
+        self._before = 0  # bytes of earlier pieces
+
+    @property
+    def position(self) -> int:
+        """How many bytes were taken."""
+        return self._before + self._at
 
     def some(self, limit: int) -> bytes:
         """Between 1 and `limit` bytes, whatever is at hand; b"" at the end."""
@@ -37,6 +43,7 @@ class Feed:
             piece = next(self._pieces, None)
             if piece is None:
                 return b""
+            self._before += len(self._piece)
             self._piece, self._at = piece, 0
         at = self._at
         taken = self._piece[at : at + limit]
@@ -161,6 +168,8 @@ class TarStream:
         self._data = _Data(self._feed, 0, what)
         self._padding = 0
         self._entry: Entry | None = None
+        self.start = 0
+        """Where the current entry begins, its extended headers included; at the end, where the entries end. In bytes."""
 
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self._next()) is not None:
@@ -176,6 +185,8 @@ class TarStream:
     def _next(self) -> Entry | None:
         name = link = b""
         records: list[tuple[bytes, bytes]] = []
+        self._finish()
+        self.start = self._feed.position
         while True:
             self._finish()
             header = self._header()
