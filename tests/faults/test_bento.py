@@ -411,7 +411,7 @@ def test_the_image_of_a_bento(store, work, catalog, tmp_path, spec):
     assert stat.S_IMODE((bento / "env/docker/entrypoint.sh").stat().st_mode) & 0o755 == 0o755
 
 
-def test_digests_are_the_same_on_every_machine(store, work, catalog, tmp_path):
+def test_digests_are_the_same_on_every_machine_with_that_store(store, work, catalog, tmp_path):
     bento = store.bento(2)
     base = base_image(tmp_path / "base")
     first = work.image(catalog, "front", store.home, base, f"oci:{tmp_path}/out:1")

@@ -6,6 +6,7 @@ docs/FORMAT.md, "Write order", has the windows; here each is met, in a folder an
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import shutil
 import uuid
@@ -18,6 +19,7 @@ from support.stores import Died, DyingStore
 
 from floe.ingest.model import push_model
 from floe.ingest.oci.attach import attach
+from floe.ingest.oci.extract import extract
 from floe.ingest.oci.image import ALL_LAYERS, index_image
 from floe.store import damage, layout
 from floe.store.catalog import Catalog
@@ -295,6 +297,36 @@ def test_image_attach(stores, tmp_path):
         again = run(store)
         assert (again.digest, again.stubs[0].annotations[ANNOTATION]) == (done.digest, tree)
         assert content(store) == content(undisturbed)
+
+
+def test_image_detach(stores, tmp_path):
+    """A directory of an image becomes a model: whoever finds the image finds the model, and each death can be tried again."""
+    layer = images.files({f"opt/m/{name}": data for name, data in OLD.items()})
+    built = images.build_oci(tmp_path / "image", [layer, images.files({"etc/x": b"x"})])
+    targets = []
+
+    def run(store):
+        targets.append(tmp_path / f"out-{len(targets)}")
+        options = {"spool_dir": tmp_path / "spool"}
+        return extract(catalog_of(store), built.source, f"oci:{targets[-1]}:t", [(MODEL, "/opt/m")], **options)
+
+    before = stores()
+    catalog_of(before).ensure_store()
+    undisturbed = stores(before)
+    done = run(undisturbed)
+    for store in every_death(stores, before, run):
+        check_whole(store)
+        if (targets[-1] / "index.json").exists():
+            (entry,) = json.loads((targets[-1] / "index.json").read_text())["manifests"]
+            (model,) = catalog_of(store).attachment(entry["digest"]).models
+            assert tree_files(store, model["tree"]) == {f"opt/m/{name}": data for name, data in OLD.items()}
+        again = run(store)
+        # The manifest says when it was made; what is in it is the same.
+        assert tree_of(store, again) == tree_of(undisturbed, done)
+
+
+def tree_of(store, done):
+    return catalog_of(store).get_manifest(done.digests[0]).tree.digest
 
 
 def test_healing(stores, tmp_path):
