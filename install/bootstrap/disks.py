@@ -109,8 +109,10 @@ def why_not(node: Node, disk: Disk) -> str:
 def _begun(node: Node, disk: Disk) -> bool:
     """Whether an earlier run has begun to format it, and nobody has put anything on it since. Nothing of ours was, either."""
     unused = not any(one.mountpoints for one in disk.tree())
+    alike = [one for whole in node.disks for one in whole.tree() if one.identity == disk.identity]
     return (
         disk.identity in node.being_formatted
+        and len(alike) == 1
         and unused
         and disk.half_done
         and all(one.kind == "raid0" and one.half_done for one in disk.above)

@@ -30,7 +30,7 @@ class Disk:
 
     `fstype`: of a signature on it, empty for none; `empty`: no signature, and zeros wherever it was looked at;
     `held`: nothing is mounted or built on it here, but somebody has it for himself, in another mount namespace for example;
-    `identity`: serial number or the like, and size: what tells it from another disk of the same name.
+    `identity`: serial number or the like, and size: what tells it from another disk of the same name, if not from all.
     """
 
     path: str
@@ -99,7 +99,7 @@ class Kubelet:
 @dataclass(frozen=True)
 class Node:
     """What decisions are made from. `kubelet`: None where there is none; `being_formatted`: identities of disks whose
-    formatting was begun by an earlier run and may not have ended."""
+    formatting was begun by an earlier run since the last boot, and may not have ended."""
 
     disks: tuple[Disk, ...] = ()
     mounts: tuple[Mount, ...] = ()
@@ -148,7 +148,10 @@ def _disk(
     fstype, label = signatures.get(path) or known
     size = int(entry.get("size") or 0)
     model = " ".join(str(entry.get(key) or "").strip() for key in ("vendor", "model")).strip()
-    serial = str(entry.get("serial") or entry.get("wwn") or "").strip()
+    # Google's local SSDs may share a serial number, so the name of the NVMe namespace counts first. A partition has the WWN
+    # of its disk.
+    names = ("partuuid",) if entry.get("type") == "part" else ("wwid", "serial", "wwn")
+    name = next((text for key in names if (text := str(entry.get(key) or "").strip())), path)
     return Disk(
         path=path,
         kind=str(entry.get("type") or ""),
@@ -163,7 +166,7 @@ def _disk(
         above=tuple(_disk(child, signatures, empty, held) for child in entry.get("children") or ()),
         empty=not fstype and not table and empty.get(path, False),
         held=path in held,
-        identity=f"{serial or path}/{size}",
+        identity=f"{name}/{size}",
     )
 
 

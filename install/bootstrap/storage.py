@@ -13,7 +13,7 @@ from bootstrap.disks import FORMAT, Choice, Use, why_not
 from bootstrap.errors import NodeError
 from bootstrap.node import ARRAY_NAME, LABEL, MOUNTS, Disk, Node, mounts_from
 from bootstrap.record import Record
-from bootstrap.survey import survey
+from bootstrap.survey import mark, survey
 from bootstrap.system import find, read, run, say
 
 ARRAY = "/dev/md/floe"
@@ -50,7 +50,7 @@ def _format(use: Use, record: Record) -> str:
             run("mdadm", "--stop", above.path, check=False)
     _look_again(use, record)
     for disk in use.members:
-        _note(record, "formatting", disk.identity)
+        _note(record, "formatting", mark(disk.identity))
     say(f"formatting {names}")
     device = use.members[0].path
     if use.raid:
@@ -66,8 +66,7 @@ def _format(use: Use, record: Record) -> str:
 def _settle(use: Use, record: Record) -> None:
     """What was begun is at its end: from now on a disk that looks half done is somebody else's."""
     for disk in use.members:
-        if disk.identity in record.data["formatting"]:
-            record.data["formatting"].remove(disk.identity)
+        if _forget_begun(disk.identity, record):
             _note(record, "formatted", disk.identity)
             record.save()
 
@@ -134,6 +133,13 @@ def _note(record: Record, what: str, value: str) -> None:
         record.save()
 
 
+def _forget_begun(identity: str, record: Record) -> bool:
+    """Whether its formatting was begun, in this boot or an earlier one."""
+    before = record.data["formatting"]
+    record.data["formatting"] = [one for one in before if one.rpartition("@")[0] != identity]
+    return len(record.data["formatting"]) < len(before)
+
+
 # undo
 
 
@@ -143,17 +149,21 @@ def remove(record: Record) -> list[str]:
     for directory in record.data.get("caches", []):
         if not directory.startswith(MOUNTS):  # those go with their file system
             shutil.rmtree(directory, ignore_errors=True)
-    ours = {*record.data.get("formatted", ()), *record.data["formatting"]}
+    begun = {one.rpartition("@")[0] for one in record.data["formatting"]}
+    ours = {*record.data.get("formatted", ()), *begun}
     paths = [disk.path for disk in _all(survey([], [])) if disk.identity in ours]
     for identity in sorted(ours):
         node = survey(paths, [])  # anew: the members of an array go together
-        for disk in _all(node):
-            if disk.identity == identity:
-                left += _empty(disk, _beside(disk, node, ours), record)
-                for what in ("formatted", "formatting"):
-                    with contextlib.suppress(ValueError, KeyError):
-                        record.data[what].remove(identity)
-                record.save()
+        alike = [disk for disk in _all(node) if disk.identity == identity]
+        if len(alike) == 1:
+            left += _empty(alike[0], _beside(alike[0], node, ours), record)
+        elif alike:
+            names = ", ".join(disk.path for disk in alike)
+            left.append(f"{names} cannot be told apart, and one was formatted for the cache: they stay as they are")
+        if alike:
+            record.data["formatted"] = [one for one in record.data.get("formatted", ()) if one != identity]
+            _forget_begun(identity, record)
+            record.save()
     left += [f"a disk that was formatted is gone: {one}" for one in record.data.get("formatted", ())]
     return left
 
@@ -170,7 +180,7 @@ def _beside(disk: Disk, node: Node, ours: Collection[str]) -> list[Disk]:
 
 def _empty(disk: Disk, members: Sequence[Disk], record: Record) -> list[str]:
     """Make a disk of ours as it was found. One that others have put something on since is theirs."""
-    begun = disk.identity in record.data["formatting"]
+    begun = mark(disk.identity) in record.data["formatting"]
     file_system = next((one for one in disk.tree() if one.ours), None)
     foreign = [one for one in disk.tree() for point in one.mountpoints if not point.startswith(MOUNTS)]
     if foreign or (file_system is None and not disk.empty and not (begun and disk.half_done)):
@@ -189,9 +199,8 @@ def _empty(disk: Disk, members: Sequence[Disk], record: Record) -> list[str]:
             with contextlib.suppress(OSError):
                 Path(point).rmdir()
     for one in (disk, *members):
-        _note(
-            record, "formatting", one.identity
-        )  # what is half emptied, or left of an array, looks like half formatted
+        # what is half emptied, or left of an array, looks like half formatted
+        _note(record, "formatting", mark(one.identity))
     for above in disk.above:
         if above.kind == "raid0":
             run("mdadm", "--stop", above.path, check=False)

@@ -16,7 +16,7 @@ from bootstrap.errors import NodeError
 from bootstrap.node import Kubelet, Node, disks_from_lsblk, mounts_from
 from bootstrap.system import find, read, run
 
-_COLUMNS = "NAME,PATH,TYPE,SIZE,RO,MODEL,VENDOR,SERIAL,WWN,TRAN,FSTYPE,LABEL,PTTYPE,MOUNTPOINTS,MAJ:MIN"
+_COLUMNS = "NAME,PATH,TYPE,SIZE,RO,MODEL,VENDOR,SERIAL,WWN,TRAN,FSTYPE,LABEL,PTTYPE,PARTUUID,MOUNTPOINTS,MAJ:MIN"
 _LOOKED_AT, _SAMPLES, _SAMPLE = 1 << 20, 64, 64 << 10  # the ends, and pieces between them, in bytes
 # Of kubeadm, GKE, EKS and others; the running kubelet says by itself.
 _KUBELET_CONFIGS = (
@@ -30,14 +30,17 @@ _TRIED = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04")}
 
 
 def survey(devices: Iterable[str], being_formatted: Iterable[str]) -> Node:
-    """The machine as decisions are made about it. `devices`: those that were named, which are looked at whatever they are."""
+    """The machine as decisions are made about it. `devices`: those that were named, which are looked at whatever they are;
+    `being_formatted`: marks."""
     listed = json.loads(run("lsblk", "--json", "--bytes", "--output", _COLUMNS).stdout)
     aliases = {name: os.path.realpath(name) for name in devices}
     named = set(aliases.values())
     entries = [entry for entry in _flat(listed["blockdevices"]) if entry.get("path")]
     signatures, empty, held = {}, {}, set()
+    boot = mark("")
     for entry in entries:
         path = entry["path"]
+        entry["wwid"] = read(Path("/sys/class/block", Path(path).name, "wwid"))
         # Others are not ours to look at: network disks may be slow, and a thousand loop devices are no disks.
         if (
             path in named
@@ -55,9 +58,14 @@ def survey(devices: Iterable[str], being_formatted: Iterable[str]) -> Node:
         disks_from_lsblk(listed, signatures, empty, held),
         mounts_from(read(Path("/proc/self/mountinfo"))),
         _kubelet(),
-        frozenset(being_formatted),
+        frozenset(one.removesuffix(boot) for one in being_formatted if one.endswith(boot)),
         aliases,
     )
+
+
+def mark(identity: str) -> str:
+    """For a disk whose formatting is begun. It counts until the next boot: by then somebody else may use the disk."""
+    return f"{identity}@{read(Path('/proc/sys/kernel/random/boot_id')).strip()}"
 
 
 def _flat(entries: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -146,6 +146,36 @@ def test_but_not_one_that_is_in_use_since():
     assert choose(node(boot_disk(), disk, being_formatted=[identity]), "auto", raid0=False).kind == BOOT
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"fstype": "ext4", "label": "pgdata"},
+        {"fstype": "LVM2_member"},
+        {"fstype": "linux_raid_member", "label": "host:data"},
+        {"pttype": "gpt"},
+        {"fstype": "linux_raid_member", "label": "floe", "children": [entry("/dev/md0", "raid0", fstype="xfs")]},
+    ],
+)
+def test_nor_one_that_somebody_has_put_something_on_since(values):
+    disk = entry("/dev/nvme1n1", **{**LOCAL, **values})
+    identity = f"serial of /dev/nvme1n1/{LOCAL['size']}"
+    assert choose(node(boot_disk(), disk, being_formatted=[identity]), "auto", raid0=False).kind == BOOT
+
+
+def test_nor_one_that_cannot_be_told_from_another():
+    """Google's local SSDs may share a serial number, and partitions have the WWN of their disk."""
+    alike = [entry(f"/dev/nvme{number}n1", **LOCAL, serial="nvme_card") for number in (1, 2)]
+    identity = f"nvme_card/{LOCAL['size']}"
+    assert choose(node(boot_disk(), *alike, being_formatted=[identity]), "auto", raid0=False).kind == BOOT
+    alone = node(boot_disk(), alike[0], being_formatted=[identity])
+    assert taken(choose(alone, "auto", raid0=False)) == [("floe-cache-0", ["/dev/nvme1n1"], FORMAT)]
+    names = [entry(f"/dev/nvme{number}n1", **LOCAL, serial="nvme_card", wwid=f"nvme.{number}") for number in (1, 2)]
+    machine = node(boot_disk(), *names, being_formatted=[f"nvme.2/{LOCAL['size']}"])
+    assert taken(choose(machine, "auto", raid0=False)) == [("floe-cache-0", ["/dev/nvme2n1"], FORMAT)]
+    parts = [entry(f"/dev/nvme1n1p{number}", "part", wwn="eui.1") for number in (1, 2)]
+    assert len({disk.identity for disk in node(entry("/dev/nvme1n1", "disk", *parts, **LOCAL)).disks[0].above}) == 2
+
+
 def test_a_network_disk_that_is_named_is_used_with_a_warning():
     disk = entry("/dev/sdb", model="PersistentDisk", vendor="Google  ")
     found = choose(node(boot_disk(), disk, empty=["/dev/sdb"]), ["/dev/sdb"], raid0=False)

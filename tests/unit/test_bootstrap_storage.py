@@ -3,6 +3,7 @@
 import pytest
 from bootstrap import storage
 from bootstrap.record import Record
+from bootstrap.survey import mark
 from support.bootstrapping import LOCAL, boot_disk, entry, node
 
 PATHS = ("/dev/nvme1n1", "/dev/nvme2n1")
@@ -58,7 +59,7 @@ def test_both_members_of_an_array_are_emptied(machine, record):
 
 
 def test_one_that_is_left_of_an_interrupted_run_as_well(machine, record):
-    storage._note(record, "formatting", record.data["formatted"][1])
+    storage._note(record, "formatting", mark(record.data["formatted"][1]))
     machine.array, machine.members = False, {PATHS[1]}
     assert storage.remove(record) == []
     assert machine.members == set()
