@@ -15,6 +15,7 @@ from bootstrap.system import booted, read, run, say, systemctl
 
 _STORE = Path("/var/lib/floe/store")
 _INDEX = Path("/var/lib/floe/index.db")
+_DROP_IN = services.PLACE / "containerd.service.d/50-floe.conf"  # install/gke/extras.sh puts it there
 
 
 def describe(record: Record) -> list[str]:
@@ -38,6 +39,11 @@ def check(record: Record) -> None:
     """NodeError when something still needs Floe: nothing was changed."""
     if not booted() or not environment.COMMAND.exists():
         return
+    if _DROP_IN.exists():
+        raise NodeError(
+            f"{_DROP_IN} puts Floe back into containerd's configuration at each start of containerd",
+            "install/gke/extras.sh remove / && systemctl daemon-reload; then run this again",
+        )
     if record.data.get("containerd"):
         containerd.unconfigure(record.asked, dry_run=True)
     done = run(environment.COMMAND, "status", "--json", check=False, environ=environment.clean())
@@ -70,6 +76,7 @@ def uninstall(record: Record) -> dict[str, Any]:
     if booted():
         if record.data.get("restart_containerd"):
             done.append(containerd.restart())
+            _check_taken_out(record)
             record.data.pop("restart_containerd")
             record.save()
         say("stopping the daemons")
@@ -94,6 +101,17 @@ def uninstall(record: Record) -> dict[str, Any]:
         notes.append(f"these packages were installed, and stay: {', '.join(packages)}; apt-get purge takes them away")
     record.forget()
     return {"done": done, "notes": notes, "warnings": [], "next": [], "exit_status": 0}
+
+
+def _check_taken_out(record: Record) -> None:
+    """NodeError when containerd, restarted, has Floe in its configuration again: its daemons must stay then."""
+    if environment.COMMAND.exists() and containerd.unconfigure(record.asked, dry_run=True)["changed"]:
+        record.data["containerd"] = True
+        record.save()
+        raise NodeError(
+            "containerd's configuration has Floe again, after a restart of containerd",
+            "systemctl cat containerd shows what puts it back; take that away, systemctl daemon-reload, then run this again",
+        )
 
 
 def _check_unmounted() -> None:
