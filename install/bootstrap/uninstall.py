@@ -66,10 +66,13 @@ def uninstall(record: Record) -> dict[str, Any]:
     notes: list[str] = []
     if record.data.get("containerd"):
         if environment.COMMAND.exists():
+            # That a restart is due is durable first: whoever is interrupted afterwards finds nothing left to take out.
+            if containerd.unconfigure(record.asked, dry_run=True)["changed"]:
+                record.data["restart_containerd"] = True
+                record.save()
             answer = containerd.unconfigure(record.asked)
             notes += answer["notes"]
             if answer["changed"]:
-                record.data["restart_containerd"] = True
                 done.append(f"took Floe out of {answer['file']}")
         record.data["containerd"] = False
         record.save()

@@ -1,6 +1,8 @@
 """install/bootstrap where a step fails, is interrupted, or finds what others have done meanwhile."""
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ echo "$*" >>"$did"
 def node(tmp_path):
     """A machine for which Floe was prepared as for a disk image, and which systemd seems to run."""
     with OwnRoot(tmp_path) as node:
-        node.put_program()
+        node.program = f"/opt/floe/versions/{node.put_program()}/bin/floe"
         node.environ["PATH"] = f"/opt/fake:{node.environ['PATH']}"
         systemd(node)
         done = node.bootstrap("--yes", "--image", "--disks", "none", "--store", "file:///srv/store")
@@ -83,3 +85,16 @@ def test_uninstall_is_refused_while_something_puts_floe_back(node):
     assert "restart containerd.service" in did(node)
     assert not node.path(CONTAINERD).exists()
     assert not node.path(RECORD).exists()
+
+
+def test_an_uninstall_that_was_killed_after_it_took_floe_out_restarts_containerd_when_it_goes_on(node):
+    program = text(node, node.program)
+    floe = f"{Path(sys.executable).parent}/floe"
+    killed = f'case "$*" in *dry-run*|*status*) ;; *unconfigure*) {floe} "$@"; kill -9 $PPID ;; esac'
+    node.write(node.program, program.replace("exec", f"{killed}\nexec"), 0o755)
+    assert node.bootstrap("--yes", "--uninstall").returncode == -signal.SIGKILL
+    assert (node.path(CONTAINERD).exists(), did(node)) == (False, [])
+    node.write(node.program, program, 0o755)
+    done = node.bootstrap("--yes", "--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert did(node)[0] == "restart containerd.service"
