@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bootstrap import containerd, environment, services, settings, storage
-from bootstrap.disks import FORMAT, Choice, choose
+from bootstrap.disks import BOOT, DEFAULT_CACHE, FORMAT, Choice, choose
 from bootstrap.errors import NodeError
 from bootstrap.flags import NONE, Options
-from bootstrap.plan import Plan, choose_cache, installed_checker, settings_text
+from bootstrap.plan import Plan, cache_keys, choose_cache, installed_checker, settings_text
 from bootstrap.record import Record
 from bootstrap.survey import survey
 from bootstrap.system import read, run, say
@@ -151,20 +152,21 @@ def boot(record: Record) -> int:
         return 0
     problems: list[NodeError] = []
     values = dict(record.asked.get("settings", {}))
-    try:
+    with _going_on(problems):
         checker = installed_checker()
         values, _, notes = settings.gather(values, {}, settings.metadata(attempts=6), checker)
         _log(notes)
-    except NodeError as error:
-        problems.append(error)
-    try:
-        choice = _choose_at_boot(record, values, problems)
-        _log(storage.apply(choice, record) if choice is not None else [])
-    except NodeError as error:
-        problems.append(error)
-        choice = choose(survey([], []), NONE, raid0=False) if not _cache_is_theirs(record, values) else None
-    try:
-        write_settings(values, choice, record)
+    theirs, choice = False, None
+    with _going_on(problems):
+        theirs = bool(cache_keys(values, record))
+    with _going_on(problems):
+        found = _choose_at_boot(record, values, problems)
+        _log(storage.apply(found, record) if found is not None else [])
+        choice = found
+    with _going_on(problems):
+        # The settings of before name a disk that may not be mounted now: a cache there would fill what lies below it.
+        write_settings(values, None if theirs else choice or _boot_disk(problems), record)
+    with _going_on(problems):
         if record.data.get("containerd") and containerd.program() is not None:
             done: list[str] = []
             if configure_containerd(record, done, done):
@@ -172,15 +174,29 @@ def boot(record: Record) -> int:
                 record.data.pop("restart_containerd", None)
                 record.save()
             _log(done)
-    except NodeError as error:
-        problems.append(error)
     for problem in problems:
         _log([f"error: {problem}", f"hint: {problem.hint}"])
     return 1 if problems else 0
 
 
-def _cache_is_theirs(record: Record, values: Mapping[str, str]) -> bool:
-    return choose_cache({"disks": NONE, "raid0": False}, values, record) is None
+@contextlib.contextmanager
+def _going_on(problems: list[NodeError]) -> Iterator[None]:
+    """Whatever a step of a boot fails with is kept, for the next ones do not depend on it."""
+    try:
+        yield
+    except NodeError as error:
+        problems.append(error)
+    except Exception as error:
+        problems.append(
+            NodeError(f"{type(error).__name__}: {error}", "report this; systemctl restart floe-node tries again")
+        )
+
+
+def _boot_disk(problems: list[NodeError]) -> Choice:
+    """Where the cache lies when none of the disks can be had."""
+    with _going_on(problems):
+        return choose(survey([], []), NONE, raid0=False)
+    return Choice(BOOT, (DEFAULT_CACHE,))
 
 
 def _choose_at_boot(record: Record, values: Mapping[str, str], problems: list[NodeError]) -> Choice | None:

@@ -133,15 +133,21 @@ def _metadata(options: Options) -> tuple[dict[str, str], list[str], list[str]]:
         return {}, [], [str(error)]
 
 
-def choose_cache(asked: Mapping[str, Any], values: Mapping[str, str], record: Record) -> Choice | None:
-    """Where the cache goes; None where settings say so already."""
+def cache_keys(values: Mapping[str, str], record: Record) -> list[str]:
+    """Settings by which others say where the cache lies."""
     file = settings.keys_of(read(settings.FILE))
     ours = record.data.get("settings", {})
-    theirs = [key for key in ("cache_dir", "cache_dirs") if key in file and not written_by_us(key, file, ours)]
-    if "cache_dir" in values or "cache_dirs" in values or theirs:
+    keys = ("cache_dir", "cache_dirs")
+    return [key for key in keys if key in values or (key in file and not written_by_us(key, file, ours))]
+
+
+def choose_cache(asked: Mapping[str, Any], values: Mapping[str, str], record: Record) -> Choice | None:
+    """Where the cache goes; None where settings say so already."""
+    theirs = cache_keys(values, record)
+    if theirs:
         if asked["disks"] not in (AUTO, NONE):
             raise UsageError(
-                f"--disks names disks, and {', '.join(theirs) or 'cache_dir'} is set already",
+                f"--disks names disks, and {', '.join(theirs)} is set already",
                 f"take it out of {settings.FILE}, or leave --disks out",
             )
         return None

@@ -6,8 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from bootstrap import install, plan, settings
+from bootstrap.disks import Choice
+from bootstrap.errors import NodeError
+from bootstrap.node import MOUNTS
+from bootstrap.record import Record
 from bootstrap.survey import mark, survey
-from support.own_root import OwnRoot
+from support.bootstrapping import boot_disk
+from support.bootstrapping import node as described
+from support.own_root import ROOT, OwnRoot
+
+from floe.store.cache import open_cache
+from floe.store.errors import UnavailableError
 
 RECORD = "/var/lib/floe/node/record.json"
 CONTAINERD = "/etc/containerd/config.toml"
@@ -60,6 +70,48 @@ def text(node, name):
 
 def test_that_formatting_was_begun_counts_until_the_next_boot():
     assert survey([], [mark("one"), "two@another-boot", "three"]).being_formatted == {"one"}
+
+
+# a boot
+
+
+@pytest.fixture
+def known(tmp_path, monkeypatch):
+    """The record of a node with a cache disk, and its settings, for steps that are called one by one."""
+    for module in (install, plan):
+        monkeypatch.setattr(module, "survey", lambda *_: described(boot_disk()))
+    monkeypatch.setattr(settings, "FILE", tmp_path / "etc/config.toml")
+    monkeypatch.setattr(settings, "metadata", lambda **_: {})
+    monkeypatch.setattr(install, "installed_checker", lambda: settings.Checker(path=ROOT))
+    known = Record(tmp_path / "record")
+    known.data |= {"asked": {"disks": "auto", "raid0": False, "format": True, "settings": {}}, "containerd": False}
+    install.write_settings({}, Choice("own", ("/mnt/floe-cache-0/cache",), size="95%"), known)
+    assert settings.keys_of(settings.FILE.read_text()) == {
+        "cache_dir": '"/mnt/floe-cache-0/cache"',
+        "cache_size": '"95%"',
+    }
+    return known
+
+
+@pytest.mark.parametrize("error", [NodeError("mkfs failed", "look"), ValueError("list.remove"), KeyError("path")])
+@pytest.mark.parametrize("step", [(install.storage, "apply"), (plan, "survey")], ids=["apply", "survey"])
+def test_whatever_a_boot_fails_with_the_cache_is_not_left_below_the_mountpoint(known, monkeypatch, capfd, step, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(*step, fails)
+    assert install.boot(known) == 1
+    assert settings.keys_of(settings.FILE.read_text()) == {}
+    assert str(error) in capfd.readouterr().err
+
+
+def test_a_cache_disk_that_is_not_mounted_is_left_out(tmp_path):
+    missing = Path(f"{MOUNTS}977/cache")
+    with pytest.raises(UnavailableError, match=f"no disk is mounted at {missing.parent}"):
+        open_cache([missing])
+    cache = open_cache([missing, tmp_path / "cache"])
+    assert [member.root for member in cache.members] == [tmp_path / "cache"]
+    assert not missing.parent.exists()
 
 
 # uninstall

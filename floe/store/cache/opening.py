@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +15,16 @@ from floe.store.cache.group import CacheGroup, capacity, disk_of
 from floe.store.cache.group_writer import GroupWriter
 from floe.store.cache.node_cache import NodeCache, disk_errors
 from floe.store.cache.writer import CacheWriter
-from floe.store.errors import BadInputError, DiskError, FloeError, NoSpaceError
+from floe.store.errors import BadInputError, DiskError, FloeError, NoSpaceError, UnavailableError
 from floe.store.policy import NEVER
 
 _log = logging.getLogger(__name__)
 
 Cache: TypeAlias = NodeCache | CacheGroup
 Writer: TypeAlias = CacheWriter | GroupWriter
+# Where install/bootstrap mounts disks for the cache.
+_MOUNTS = re.compile(r"(/mnt/floe-cache-\d+)/.*")
+
 Bounds: TypeAlias = Callable[[int], tuple[int | None, int]]
 
 
@@ -51,6 +56,13 @@ def open_cache(roots: Sequence[Path], bounds: Bounds = lambda _total: (None, 0))
 
 
 def _open(root: Path, bounds: Bounds, disks: Mapping[int, int]) -> NodeCache:
+    mount = _MOUNTS.fullmatch(str(root))
+    if mount is not None and not os.path.ismount(mount[1]):
+        # What lies below is another disk, the system's for example, and the cache would fill that one.
+        raise UnavailableError(
+            f"cache folder {root}: no disk is mounted at {mount[1]}",
+            hint="systemctl restart floe-node mounts it; journalctl -u floe-node says what is amiss",
+        )
     with disk_errors(f"cache folder {root}"):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         total, sharers = capacity(root), disks.get(root.stat().st_dev, 1)
