@@ -97,11 +97,17 @@ def check_restart() -> None:
         )
 
 
-def restart() -> str:
-    """Have a running containerd go by its configuration; containers run on. What was done, or is to be done."""
+def restart(*, wait: bool = True) -> str:
+    """Have a running containerd go by its configuration; containers run on. What was done, or is to be done.
+
+    `wait`: not from a unit that comes before containerd's: its start waits for that one to end.
+    """
     if property_of(UNIT, "ActiveState") != "active":
         return f"{UNIT} does not run: it goes by its configuration when it is started"
     check_restart()
+    if not wait:
+        systemctl("--no-block", "restart", UNIT)
+        return f"{UNIT} is restarted as soon as this has ended"
     before = shims()
     say("restarting containerd")
     systemctl("restart", UNIT)

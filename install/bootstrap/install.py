@@ -170,7 +170,7 @@ def boot(record: Record) -> int:
         if record.data.get("containerd") and containerd.program() is not None:
             done: list[str] = []
             if configure_containerd(record, done, done):
-                done.append(containerd.restart())
+                done.append(containerd.restart(wait=False))
                 record.data.pop("restart_containerd", None)
                 record.save()
             _log(done)

@@ -114,6 +114,21 @@ def test_a_cache_disk_that_is_not_mounted_is_left_out(tmp_path):
     assert not missing.parent.exists()
 
 
+def test_a_boot_does_not_wait_for_containerd_which_waits_for_it(node):
+    node.write(CONTAINERD, "version = 2\n")
+    done = node.boot()
+    assert done.returncode == 0, done.stderr
+    assert did(node) == ["--no-block restart containerd.service"]
+    assert "floe" in text(node, CONTAINERD)
+
+
+def test_a_daemon_that_is_started_again_does_not_start_the_unit_of_the_boot():
+    unit = (ROOT / "install/bootstrap/floe-node.service").read_text()
+    assert [line for line in unit.splitlines() if line.startswith(("WantedBy", "RequiredBy"))] == [
+        "WantedBy=multi-user.target"
+    ]
+
+
 # uninstall
 
 
