@@ -52,14 +52,16 @@ def install(plan: Plan, options: Options, record: Record) -> dict[str, Any]:
     if services.install(record):
         done.append(f"installed the units {', '.join(services.unit_files())}")
     warnings = list(plan.warnings)
-    changed = configure_containerd(record, done, plan.notes)
     report: dict[str, Any] = {"done": done, "notes": plan.notes, "warnings": warnings, "next": [], "exit_status": 0}
     if options.image:
+        configure_containerd(record, done, plan.notes)
         record.data.pop("restart_containerd", None)  # it is started with the system
         record.save()
         report["next"].append("the daemons start with the next boot of this system, and of each machine made from it")
         return _said(report)
+    # First: where they do not run, containerd goes on without them.
     done += services.start(record)
+    changed = configure_containerd(record, done, plan.notes)
     if changed or record.data.get("restart_containerd"):
         done.append(containerd.restart())
         record.data.pop("restart_containerd", None)

@@ -244,11 +244,10 @@ def describe(plan: Plan, options: Options, *, changes: bool) -> list[str]:
     handler = plan.asked.get("runtime_handler")
     for_whom = "all pods" if handler in (None, NONE) else f"the runtime handler {handler}"
     file = plan.asked.get("containerd_config", containerd.CONFIG)
+    lines.append("start nothing" if options.image else "start the daemons, or replace running ones")
     lines.append(f"put Floe into {file}, for {for_whom}")
-    if options.image:
-        lines.append("start nothing")
-    else:
-        lines.append("start the daemons, or replace running ones; restart containerd where its configuration changed")
+    if not options.image:
+        lines.append("restart containerd where its configuration changed")
     if options.verify_image:
         lines.append(f"pull {options.verify_image} and run it")
     return lines if changes else []

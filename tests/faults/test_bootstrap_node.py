@@ -72,6 +72,18 @@ def test_that_formatting_was_begun_counts_until_the_next_boot():
     assert survey([], [mark("one"), "two@another-boot", "three"]).being_formatted == {"one"}
 
 
+# a node that runs
+
+
+def test_containerd_is_not_touched_when_the_daemons_do_not_start(node):
+    node.write(CONTAINERD, "version = 2\n")
+    systemd(node, 'case "$*" in start*) echo "Job failed." >&2; exit 1 ;; esac')
+    done = node.bootstrap("--yes", "--disks", "none")
+    assert (done.returncode, "Job failed." in done.stderr) == (1, True), done.stderr
+    assert text(node, CONTAINERD) == "version = 2\n"
+    assert not [line for line in did(node) if "containerd" in line]
+
+
 # a boot
 
 
