@@ -62,6 +62,9 @@ def look(path: Path, sysfs: Path = Path("/sys")) -> Disk:
     whole = real.parent if (real / "partition").exists() else real
     model = " ".join(_text(whole / "device" / name) for name in ("vendor", "model")).strip()
     network = next((what for sign, what in _NETWORK_DISKS.items() if sign in model.lower()), "")
+    fabric = _text(whole / "device/transport") if whole.name.startswith("nvme") else ""
+    if not network and fabric not in ("", "pcie"):
+        network = f"NVMe over {fabric}"
     return Disk(
         mount.fstype,
         whole.name,

@@ -28,6 +28,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 class Disk:
     """A block device. `kind`: lsblk's TYPE; `number`: major:minor; `above`: partitions, arrays and the like on it.
 
+    `transport`: nvme for an NVMe disk on the machine's own PCIe, for another one tcp, rdma, fc, or nothing where it cannot be told;
     `fstype`: of a signature on it, empty for none; `empty`: no signature, and zeros wherever it was looked at;
     `held`: nothing is mounted or built on it here, but somebody has it for himself, in another mount namespace for example;
     `identity`: serial number or the like, and size: what tells it from another disk of the same name, if not from all.
@@ -51,14 +52,15 @@ class Disk:
     @property
     def network(self) -> str:
         """What the disk is, when it is not in the machine."""
-        return next((what for sign, what in NETWORK.items() if sign in self.model.lower()), "")
+        model = next((what for sign, what in NETWORK.items() if sign in self.model.lower()), "")
+        fabric = self.kind == "disk" and self.path.startswith("/dev/nvme") and self.transport != "nvme"
+        return model or (f"NVMe over {self.transport or 'who knows what'}" if fabric else "")
 
     @property
     def local_flash(self) -> bool:
         """Whether it is an NVMe disk of this machine, or what a cloud calls one."""
-        nvme = self.transport == "nvme" or self.path.startswith("/dev/nvme")
         scsi = any(sign in self.model.lower() for sign in _LOCAL_SCSI)
-        return self.kind == "disk" and (nvme or scsi) and not self.network
+        return self.kind == "disk" and (self.transport == "nvme" or scsi) and not self.network
 
     @property
     def ours(self) -> bool:

@@ -41,6 +41,8 @@ def survey(devices: Iterable[str], being_formatted: Iterable[str]) -> Node:
     for entry in entries:
         path = entry["path"]
         entry["wwid"] = read(Path("/sys/class/block", Path(path).name, "wwid"))
+        if path.startswith("/dev/nvme"):
+            entry["tran"] = nvme_transport(Path("/sys/class/block", Path(path).name))
         # Others are not ours to look at: network disks may be slow, and a thousand loop devices are no disks.
         if (
             path in named
@@ -72,6 +74,15 @@ def _flat(entries: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for entry in entries:
         yield entry
         yield from _flat(entry.get("children") or ())
+
+
+def nvme_transport(place: Path) -> str:
+    """How an NVMe disk, at its place in sysfs, is reached: nvme when by PCIe; empty where there are several ways or none is told."""
+    # `device` is the controller, or with multipath the subsystem, which has controllers in it.
+    device = place / "device"
+    found = {read(path).strip() for path in (device / "transport", *device.glob("nvme*/transport"))} - {""}
+    only = found.pop() if len(found) == 1 else ""
+    return "nvme" if only == "pcie" else only
 
 
 def _signature(path: str) -> tuple[str, str]:

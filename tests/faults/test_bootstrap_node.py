@@ -11,7 +11,7 @@ from bootstrap.disks import Choice
 from bootstrap.errors import NodeError
 from bootstrap.node import MOUNTS
 from bootstrap.record import Record
-from bootstrap.survey import mark, survey
+from bootstrap.survey import mark, nvme_transport, survey
 from support.bootstrapping import boot_disk
 from support.bootstrapping import node as described
 from support.own_root import ROOT, OwnRoot
@@ -70,6 +70,26 @@ def text(node, name):
 
 def test_that_formatting_was_begun_counts_until_the_next_boot():
     assert survey([], [mark("one"), "two@another-boot", "three"]).being_formatted == {"one"}
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"transport": "pcie"}, "nvme"),
+        ({"transport": "tcp"}, "tcp"),
+        ({"nvme0/transport": "pcie"}, "nvme"),  # with multipath
+        ({"nvme0/transport": "rdma", "nvme1/transport": "tcp"}, ""),
+        ({"nvme0/transport": "pcie", "nvme1/transport": "tcp"}, ""),
+        ({"model": "x"}, ""),
+    ],
+)
+def test_how_an_nvme_disk_is_reached(tmp_path, files, told):
+    """In folders as sysfs has them."""
+    for name, content in files.items():
+        path = tmp_path / "device" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n")
+    assert nvme_transport(tmp_path) == told
 
 
 # a node that runs

@@ -363,6 +363,8 @@ def test_a_network_disk_is_named_as_such(model, tmp_path, monkeypatch):
     finding = next(iter(disk.kind(node, tmp_path / "sys")))
     assert finding.level == ("warning" if DISKS[model] else "ok")
     assert ("network boot disk" in finding.text) == bool(DISKS[model])
+    (whole / "device/transport").write_text("tcp\n")
+    assert disk.look(tmp_path / "cache", tmp_path / "sys").network.startswith(DISKS[model] or "NVMe over tcp")
 
 
 def test_the_disk_s_speed_beside_the_store_s(doctor, monkeypatch):

@@ -199,6 +199,15 @@ def test_a_named_device_that_cannot_be_used_is_refused(path, error):
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("transport", ["tcp", "rdma", "fc", ""])
+def test_nvme_over_a_network_is_not_local(transport):
+    disk = entry("/dev/nvme1n1", **{**LOCAL, "model": "Linux", "tran": transport})
+    machine = node(boot_disk(), disk, empty=["/dev/nvme1n1"])
+    assert choose(machine, "auto", raid0=False).kind == BOOT
+    named = choose(machine, ["/dev/nvme1n1"], raid0=False)
+    assert any("NVMe over" in warning and "over the network" in warning for warning in named.warnings)
+
+
 def test_two_names_of_one_disk():
     machine = node(boot_disk(), TWO[0], empty=BOTH)
     machine.aliases["/dev/disk/by-id/one"] = "/dev/nvme1n1"
