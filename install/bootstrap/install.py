@@ -16,7 +16,7 @@ from bootstrap import containerd, environment, services, settings, storage
 from bootstrap.disks import BOOT, DEFAULT_CACHE, FORMAT, Choice, choose
 from bootstrap.errors import NodeError
 from bootstrap.flags import NONE, Options
-from bootstrap.plan import Plan, cache_keys, choose_cache, installed_checker, settings_text
+from bootstrap.plan import Plan, cache_keys, choose_cache, identities, installed_checker, settings_text
 from bootstrap.record import Record
 from bootstrap.survey import survey
 from bootstrap.system import read, run, say
@@ -165,6 +165,8 @@ def boot(record: Record) -> int:
         found = _choose_at_boot(record, values, problems)
         _log(storage.apply(found, record) if found is not None else [])
         choice = found
+        record.asked["identities"] = identities(record.asked)  # of a disk image's, at its first boot
+        record.save()
     with _going_on(problems):
         # The settings of before name a disk that may not be mounted now: a cache there would fill what lies below it.
         write_settings(values, None if theirs else choice or _boot_disk(problems), record)

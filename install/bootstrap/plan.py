@@ -44,6 +44,7 @@ def merge_asked(before: Mapping[str, Any], options: Options) -> dict[str, Any]:
     asked = dict(before)
     if options.disks is not None:
         asked["disks"] = options.disks if isinstance(options.disks, str) else list(options.disks)
+        asked.pop("identities", None)
         if options.disks == NONE:
             asked["raid0"] = False
     if options.raid0 is not None:
@@ -93,6 +94,7 @@ def make(options: Options, record: Record) -> Plan:
     choice = None
     if not options.image:
         choice = choose_cache(asked, values, record)
+        asked["identities"] = identities(asked)
         if choice is not None:
             check_consent(choice, consent=asked["format"])
             notes += choice.notes
@@ -152,13 +154,46 @@ def choose_cache(asked: Mapping[str, Any], values: Mapping[str, str], record: Re
             )
         return None
     devices = asked["disks"] if isinstance(asked["disks"], list) else []
+    known = asked.get("identities", {})
+    devices = [_name_now(device, known[device]) if device in known else device for device in devices]
     node: Node = survey(devices, record.data["formatting"])
-    choice = choose(node, asked["disks"], raid0=asked["raid0"])
+    choice = choose(node, devices or asked["disks"], raid0=asked["raid0"])
     if any(use.raid and use.action == FORMAT for use in choice.uses) and not has_raid0():
         raise NodeError(
             f"Linux {platform.release()} has no RAID 0", "leave --raid0 out: several cache directories need no array"
         )
     return choice
+
+
+def identities(asked: Mapping[str, Any]) -> dict[str, str]:
+    """What tells the disks that were named by the kernel's names from others: such a name may be another disk's tomorrow."""
+    devices = asked["disks"] if isinstance(asked["disks"], list) else []
+    if not devices:
+        return {}
+    known = dict(asked.get("identities", {}))
+    node = survey(devices, [])
+    for device in devices:
+        disk = node.disk(device)
+        if disk is not None and not device.startswith("/dev/disk/"):
+            known.setdefault(device, disk.identity)
+    return known
+
+
+def _name_now(device: str, identity: str) -> str:
+    """The name that a disk has now. NodeError when it is gone, and its name another disk's."""
+    node = survey([device], [])
+    disk = node.disk(device)
+    if disk is not None and (disk.identity == identity or any(one.ours for one in disk.tree())):
+        return device
+    same = [one.path for whole in node.disks for one in whole.tree() if one.identity == identity]
+    if len(same) == 1:
+        return same[0]
+    if disk is None:
+        return device  # that there is none is said where it is looked at
+    raise NodeError(
+        f"{device} is not the disk that was named by it: that one is gone, or cannot be told from others",
+        "give --disks again; names in /dev/disk/by-id stay with their disk, and auto takes what is empty",
+    )
 
 
 def written_by_us(key: str, file: Mapping[str, str], ours: Mapping[str, str]) -> bool:

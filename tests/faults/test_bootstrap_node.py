@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from bootstrap import install, plan, settings
+from bootstrap import flags, install, plan, settings
 from bootstrap.disks import Choice
 from bootstrap.errors import NodeError
 from bootstrap.node import MOUNTS
 from bootstrap.record import Record
 from bootstrap.survey import mark, nvme_transport, survey
-from support.bootstrapping import boot_disk
+from support.bootstrapping import LOCAL, boot_disk, entry
 from support.bootstrapping import node as described
 from support.own_root import ROOT, OwnRoot
 
@@ -135,6 +135,30 @@ def test_whatever_a_boot_fails_with_the_cache_is_not_left_below_the_mountpoint(k
     assert install.boot(known) == 1
     assert settings.keys_of(settings.FILE.read_text()) == {}
     assert str(error) in capfd.readouterr().err
+
+
+def test_a_disk_that_was_named_is_found_by_what_tells_it_from_others(known, monkeypatch):
+    def machine(*serials):
+        """Empty disks, in the order of their names."""
+        names = [f"/dev/nvme{number}n1" for number in range(1, len(serials) + 1)]
+        disks = [entry(name, **LOCAL, serial=serial) for name, serial in zip(names, serials, strict=True)]
+        monkeypatch.setattr(plan, "survey", lambda *_: described(boot_disk(), *disks, empty=names))
+
+    def chosen(asked):
+        return [disk.path for disk in plan.choose_cache(asked, {}, known).to_format]
+
+    machine("mine", "theirs")
+    asked = plan.merge_asked({}, flags.parse(["--disks", "/dev/nvme1n1", "--format"]))
+    assert chosen(asked) == ["/dev/nvme1n1"]
+    asked["identities"] = plan.identities(asked)
+    machine("theirs", "mine")
+    assert chosen(asked) == ["/dev/nvme2n1"]
+    assert plan.identities(asked) == asked["identities"]
+    machine("theirs")
+    with pytest.raises(NodeError, match="/dev/nvme1n1 is not the disk that was named by it") as caught:
+        chosen(asked)
+    assert "/dev/disk/by-id" in caught.value.hint
+    assert chosen(plan.merge_asked(asked, flags.parse(["--disks", "/dev/nvme1n1"]))) == ["/dev/nvme1n1"]
 
 
 def test_a_cache_disk_that_is_not_mounted_is_left_out(tmp_path):
