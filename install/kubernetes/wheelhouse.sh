@@ -6,6 +6,8 @@
 set -eu
 
 pythons="3.10 3.11 3.12 3.13"                       # Ubuntu 22.04, Debian 12, Ubuntu 24.04, Debian 13
+# What packages want of older Pythons alone: pip asks the Python that runs it, and not the one that it downloads for.
+of_older="tomli async-timeout typing-extensions"
 glibcs="2_28 2_27 2_26 2_25 2_24 2_17 2_12 2_5"      # the oldest of these systems has 2.35
 
 die() { printf 'wheelhouse: error: %s\nwheelhouse: hint: %s\n' "$1" "$2" >&2; exit 1; }
@@ -37,7 +39,7 @@ platforms="--platform manylinux1_$machine --platform manylinux2010_$machine --pl
 for glibc in $glibcs; do platforms="$platforms --platform manylinux_${glibc}_$machine"; done
 for version in $pythons; do
   # pip itself too, for systems whose Python comes without it.
-  # shellcheck disable=SC2086 # the platforms are words
+  # shellcheck disable=SC2086 # the platforms and packages are words
   "$python" -m pip download --quiet --disable-pip-version-check --only-binary :all: --implementation cp \
-    --python-version "$version" $platforms --dest "$out" "$out"/floe-*-py3-none-any.whl pip
+    --python-version "$version" $platforms --dest "$out" "$out"/floe-*-py3-none-any.whl pip $of_older
 done

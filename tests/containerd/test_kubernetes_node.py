@@ -351,28 +351,3 @@ def until(condition, seconds=10):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-@pytest.mark.slow
-def test_the_wheelhouse_has_wheels_for_every_python(tmp_path):
-    wheels = tmp_path / "wheels"
-    made = subprocess.run(
-        [KUBERNETES / "wheelhouse.sh", wheels], capture_output=True, text=True, check=False, timeout=600,
-        env={**os.environ, "PYTHON": sys.executable},
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    names = [path.name for path in wheels.iterdir()]
-    assert all(name.endswith(".whl") for name in names)
-    assert sum(name.startswith("floe-") for name in names) == 1
-    for version in ("cp310", "cp311", "cp312", "cp313"):
-        assert any(name.startswith("obstore-") and f"-{version}-" in name for name in names), version
-    again = subprocess.run([KUBERNETES / "wheelhouse.sh", wheels], capture_output=True, text=True, check=False, timeout=60,
-                           env={**os.environ, "PYTHON": sys.executable})  # fmt: skip
-    assert (again.returncode, "not empty" in again.stderr) == (1, True)
-    # What stands there is enough: nothing is looked up elsewhere.
-    place = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", place], check=True, timeout=120)
-    subprocess.run(
-        [place / "bin/pip", "install", "-q", "--no-index", "--find-links", wheels, "floe"], check=True, timeout=300
-    )
-    assert subprocess.run([place / "bin/floe", "version"], check=True, capture_output=True, timeout=60).stdout
