@@ -193,7 +193,7 @@ def index(node: Node) -> Iterator[Finding]:
         yield Finding(check, OK, f"{shown}, not made yet")
     elif state == "unreachable":
         yield Finding(
-            check, ERROR, str(found["error"]), found.get("hint") or "check the address, the user and the network"
+            check, WARNING, str(found["error"]), found.get("hint") or "check the address, the user and the network"
         )
         if "refused a command" in str(found["error"]):  # floe.store.index.redis.faults; by name, which
             yield from _index_rights(node, shown, writable=True)
@@ -217,13 +217,13 @@ def _index_rights(node: Node, shown: str, *, writable: bool) -> Iterator[Finding
     try:
         denied = node.index_denied(tried)
     except FloeError as error:
-        yield Finding(check, ERROR, str(error), error.hint or "check the address, the user and the network")
+        yield Finding(check, WARNING, str(error), error.hint or "check the address, the user and the network")
         return
     if denied:
         text = f"{shown} does not let this user give {', '.join(denied)}"
         allow = " ".join(f"+{name.lower()}" for name in denied)
         yield Finding(
-            check, ERROR, text, f"redis-cli ACL SETUSER NAME {allow} (install/identity/redis-users.acl has all)"
+            check, WARNING, text, f"redis-cli ACL SETUSER NAME {allow} (install/identity/redis-users.acl has all)"
         )
     elif writes and not tried:
         yield Finding(

@@ -19,12 +19,13 @@ from bootstrap.flags import NONE, Options
 from bootstrap.plan import Plan, cache_keys, choose_cache, identities, installed_checker, settings_text
 from bootstrap.record import Record
 from bootstrap.survey import survey
-from bootstrap.system import read, run, say
+from bootstrap.system import property_of, read, run, say
 
 # What daemons make, beside the cache. What was there before the first run stays at --uninstall.
 STATE = ("/var/lib/floe/snapshotter", "/var/lib/floe/index.db", "/var/cache/floe", "/run/floe")
 _APT = ("apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300")
 _APT_SECONDS = 1800.0
+_OF_SYSTEMD = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "FDSTORE", "PYTHON")  # what is one process's alone
 
 
 def install(plan: Plan, options: Options, record: Record) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def configure_containerd(record: Record, done: list[str], notes: list[str]) -> b
 def _examine(report: dict[str, Any]) -> None:
     """What `floe doctor` finds; errors make the run a failed one."""
     say("looking whether all is well")
-    found = run(environment.COMMAND, "doctor", "--json", check=False, seconds=120, environ=environment.clean())
+    found = run(environment.COMMAND, "doctor", "--json", check=False, seconds=120, environ=_as_the_daemon())
     try:
         findings = json.loads(found.stdout)["findings"]
     except (ValueError, KeyError) as error:
@@ -143,6 +144,14 @@ def _examine(report: dict[str, Any]) -> None:
             report["next"].append(f"{finding['check']}: {finding['mend']}")
         if finding["level"] == "error":
             report["exit_status"] = 1
+
+
+def _as_the_daemon() -> dict[str, str]:
+    """What the unit gives the pack filesystem, credentials for example: by that it reads the store."""
+    keeper = property_of(services.PACKFS, "MainPID")
+    text = read(Path("/proc", keeper, "environ")) if keeper.isdecimal() else ""
+    theirs = dict(line.partition("=")[::2] for line in text.split("\0") if "=" in line)
+    return {**environment.clean(), **{key: value for key, value in theirs.items() if not key.startswith(_OF_SYSTEMD)}}
 
 
 # a boot

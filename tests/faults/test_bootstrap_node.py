@@ -2,8 +2,10 @@
 
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bootstrap import flags, install, plan, settings
@@ -20,6 +22,7 @@ from floe.store.cache import open_cache
 from floe.store.errors import UnavailableError
 
 RECORD = "/var/lib/floe/node/record.json"
+EMPTY = '{"findings": []}'
 CONTAINERD = "/etc/containerd/config.toml"
 # Answers as systemd does for a node that runs; $did: what it was asked to do, a line each.
 SYSTEMCTL = """#!/bin/sh
@@ -102,6 +105,22 @@ def test_containerd_is_not_touched_when_the_daemons_do_not_start(node):
     assert (done.returncode, "Job failed." in done.stderr) == (1, True), done.stderr
     assert text(node, CONTAINERD) == "version = 2\n"
     assert not [line for line in did(node) if "containerd" in line]
+
+
+def test_the_doctor_looks_with_the_credentials_that_the_unit_gives_the_daemon(monkeypatch):
+    variables = {"AWS_SHARED_CREDENTIALS_FILE": "/etc/floe/secrets/aws-credentials", "NOTIFY_SOCKET": "/run/x"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(["/bin/sh", "-c", "echo; read end"], env=variables, **pipes) as keeper:
+        keeper.stdout.readline()  # it has its variables
+        monkeypatch.setattr(install, "property_of", lambda *_: str(keeper.pid))
+        seen = {}
+        monkeypatch.setattr(
+            install, "run", lambda *_, environ, **__: seen.update(environ) or SimpleNamespace(stdout=EMPTY)
+        )
+        install._examine({})
+        keeper.kill()
+    assert seen["AWS_SHARED_CREDENTIALS_FILE"] == variables["AWS_SHARED_CREDENTIALS_FILE"]
+    assert "NOTIFY_SOCKET" not in seen
 
 
 # a boot
