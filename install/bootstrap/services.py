@@ -53,9 +53,10 @@ def _is_enabled(name: str) -> bool:
 
 
 def state() -> str:
-    """A digest of what running daemons would differ by: program, settings, units."""
+    """A digest of what running daemons would differ by: program, settings, units and their drop-ins, which name secrets."""
     total = hashlib.sha256(os.path.realpath(CURRENT).encode())
-    for path in (FILE, *(PLACE / name for name in DAEMONS)):
+    drop_ins = (path for name in DAEMONS for path in sorted((PLACE / f"{name}.d").glob("*.conf")))
+    for path in (FILE, *(PLACE / name for name in DAEMONS), *drop_ins):
         total.update(read(path).encode() + b"\0")
     return total.hexdigest()
 

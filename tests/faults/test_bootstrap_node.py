@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from bootstrap import flags, install, plan, settings
+from bootstrap import flags, install, plan, services, settings
 from bootstrap.disks import Choice
 from bootstrap.errors import NodeError
 from bootstrap.node import MOUNTS
@@ -105,6 +105,17 @@ def test_containerd_is_not_touched_when_the_daemons_do_not_start(node):
     assert (done.returncode, "Job failed." in done.stderr) == (1, True), done.stderr
     assert text(node, CONTAINERD) == "version = 2\n"
     assert not [line for line in did(node) if "containerd" in line]
+
+
+def test_a_secret_that_is_added_or_taken_away_is_a_reason_to_replace_the_daemons(tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "PLACE", tmp_path)
+    before = services.state()
+    drop_in = tmp_path / "floe-packfs.service.d/secrets.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nEnvironment=AWS_SHARED_CREDENTIALS_FILE=/etc/floe/secrets/aws-credentials\n")
+    assert services.state() != before
+    drop_in.unlink()
+    assert services.state() == before
 
 
 def test_the_doctor_looks_with_the_credentials_that_the_unit_gives_the_daemon(monkeypatch):
