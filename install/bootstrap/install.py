@@ -163,15 +163,17 @@ def boot(record: Record) -> int:
         return 0
     problems: list[NodeError] = []
     values = dict(record.asked.get("settings", {}))
+    consent = False
     with _going_on(problems):
-        checker = installed_checker()
-        values, _, notes = settings.gather(values, {}, settings.metadata(attempts=6), checker)
+        attributes = settings.metadata(attempts=6)
+        consent = record.asked["format"] and not settings.platform_takes_disks(attributes)
+        values, _, notes = settings.gather(values, {}, attributes, installed_checker())
         _log(notes)
     theirs, choice = False, None
     with _going_on(problems):
         theirs = bool(cache_keys(values, record))
     with _going_on(problems):
-        found = _choose_at_boot(record, values, problems)
+        found = _choose_at_boot(record, values, problems, consent=consent)
         _log(storage.apply(found, record) if found is not None else [])
         choice = found
         record.asked["identities"] = identities(record.asked)  # of a disk image's, at its first boot
@@ -212,7 +214,9 @@ def _boot_disk(problems: list[NodeError]) -> Choice:
     return Choice(BOOT, (DEFAULT_CACHE,))
 
 
-def _choose_at_boot(record: Record, values: Mapping[str, str], problems: list[NodeError]) -> Choice | None:
+def _choose_at_boot(
+    record: Record, values: Mapping[str, str], problems: list[NodeError], *, consent: bool
+) -> Choice | None:
     """As ever, but that disks which cannot be used, or may not be formatted, are done without."""
     asked = dict(record.asked)
     if isinstance(asked["disks"], list):
@@ -226,9 +230,10 @@ def _choose_at_boot(record: Record, values: Mapping[str, str], problems: list[No
         asked["disks"] = usable or NONE
         asked["raid0"] = asked["raid0"] and len(usable) > 1
     choice = choose_cache(asked, values, record)
-    if choice is None or record.asked["format"] or not choice.to_format:
+    if choice is None or consent or not choice.to_format:
         return choice
-    _log([f"{disk.path} is empty, and there was no --format: it stays so" for disk in choice.to_format])
+    why = "the platform may want it later in this boot" if record.asked["format"] else "there was no --format"
+    _log([f"{disk.path} is empty, and {why}: it stays so" for disk in choice.to_format])
     known = tuple(use for use in choice.uses if use.action != FORMAT)
     if not known:
         return choose_cache({**asked, "disks": NONE, "raid0": False}, values, record)

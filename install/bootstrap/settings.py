@@ -247,6 +247,15 @@ def on_google() -> bool:
     return bool(os.environ.get(_HOST_VARIABLE)) or product.strip() == "Google Compute Engine"
 
 
+def platform_takes_disks(attributes: Mapping[str, str]) -> bool:
+    """Whether empty local disks may be GKE's own, which makes file systems on them only after our unit has run.
+
+    Those of --local-nvme-ssd-block are the node's users': GKE puts this label on such nodes.
+    """
+    of_gke = "kube-labels" in attributes or "kube-env" in attributes
+    return of_gke and "cloud.google.com/gke-local-nvme-ssd=true" not in attributes.get("kube-labels", "").split(",")
+
+
 def metadata(attempts: int = 3) -> dict[str, str]:
     """The instance's attributes; none where this is no machine of Google's. NodeError when they cannot be had."""
     if not on_google():

@@ -167,6 +167,36 @@ def test_whatever_a_boot_fails_with_the_cache_is_not_left_below_the_mountpoint(k
     assert str(error) in capfd.readouterr().err
 
 
+RAW, EPHEMERAL = "gke-local-nvme-ssd=true", "gke-ephemeral-storage-local-ssd=true"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "formats"),
+    [
+        ({}, True),
+        ({"kube-labels": f"a=b,cloud.google.com/{RAW}", "kube-env": "x"}, True),
+        ({"kube-labels": f"a=b,cloud.google.com/{EPHEMERAL}"}, False),
+        ({"kube-env": "x"}, False),
+        (None, False),  # the metadata server does not answer
+    ],
+)
+def test_a_boot_leaves_disks_alone_that_gke_may_want(known, monkeypatch, capfd, attributes, formats):
+    def metadata(**_):
+        if attributes is None:
+            raise NodeError("the metadata server does not answer")
+        return attributes
+
+    disk = entry("/dev/nvme1n1", **LOCAL)
+    monkeypatch.setattr(plan, "survey", lambda *_: described(boot_disk(), disk, empty=["/dev/nvme1n1"]))
+    monkeypatch.setattr(settings, "metadata", metadata)
+    formatted = []
+    monkeypatch.setattr(install.storage, "apply", lambda choice, _: formatted.extend(choice.to_format) or [])
+    install.boot(known)
+    assert bool(formatted) == formats
+    assert ("/dev/nvme1n1 is empty, and the platform may want it" in capfd.readouterr().err) == (not formats)
+    assert bool(settings.keys_of(settings.FILE.read_text())) == formats
+
+
 def test_a_disk_that_was_named_is_found_by_what_tells_it_from_others(known, monkeypatch):
     def machine(*serials):
         """Empty disks, in the order of their names."""
