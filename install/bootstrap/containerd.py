@@ -55,6 +55,15 @@ def check_files(asked: dict[str, Any]) -> None:
             raise UsageError(f"{flag}: {path} is no file", "name containerd's configuration file")
 
 
+def check_same_file(before: dict[str, Any], asked: dict[str, Any]) -> None:
+    """UsageError when Floe is in one file already and another is named: the first would keep it."""
+    old, new = (str(one.get("containerd_config") or CONFIG) for one in (before, asked))
+    if old != new:
+        raise UsageError(
+            f"--containerd-config: Floe was put into {old}, not {new}", "--uninstall first, then give the other file"
+        )
+
+
 def arguments(asked: dict[str, Any]) -> list[str]:
     """Of `floe containerd configure`, for what was asked for."""
     found = []

@@ -88,6 +88,8 @@ def make(options: Options, record: Record) -> Plan:
         raise NodeError(f"--offline, and this system lacks {', '.join(packages)}", offline_hint)
     containerd.check_program(asked.get("runtime_handler"))
     containerd.check_files(asked)
+    if record.data.get("containerd"):
+        containerd.check_same_file(record.asked, asked)
     services.unit_files()
     if not options.image:
         containerd.check_restart()

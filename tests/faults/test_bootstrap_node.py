@@ -107,6 +107,14 @@ def test_containerd_is_not_touched_when_the_daemons_do_not_start(node):
     assert not [line for line in did(node) if "containerd" in line]
 
 
+def test_another_file_of_containerd_is_refused_while_floe_is_in_the_first(node):
+    before = node.changed()
+    done = node.bootstrap("--yes", "--image", "--containerd-config", "/etc/containerd/conf.d/floe.toml")
+    assert (done.returncode, f"Floe was put into {CONTAINERD}, not" in done.stderr) == (2, True), done.stderr
+    assert node.changed() == before
+    assert node.bootstrap("--yes", "--image", "--containerd-config", CONTAINERD).returncode == 0
+
+
 def test_a_secret_that_is_added_or_taken_away_is_a_reason_to_replace_the_daemons(tmp_path, monkeypatch):
     monkeypatch.setattr(services, "PLACE", tmp_path)
     before = services.state()
