@@ -96,7 +96,9 @@ def refuse_undo(found: Stranded, configuration: Configuration) -> None:
         counts = f"{len(found.containers)} containers and {len(found.images)} images"
         steps = []
         if found.containers:
-            steps.append("drain the node and remove its pods (crictl rmp -fa)")
+            steps.append(
+                "drain the node, stop kubelet if it runs (else it makes pods anew), and remove them (crictl rmp -fa)"
+            )
         if found.images:
             steps.append("for each image: ctr -n NAMESPACE content fetch IMAGE, or crictl rmi IMAGE")
         raise PreconditionError(
