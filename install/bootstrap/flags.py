@@ -36,7 +36,7 @@ class Options:
 
     disks: str | tuple[str, ...] | None = None
     raid0: bool | None = None
-    format: bool = False
+    format: bool | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     runtime_handler: str | None = None
     containerd_config: Path | None = None
@@ -46,6 +46,7 @@ class Options:
     host_root: Path | None = None
     image: bool = False
     verify_image: str | None = None
+    declarative: bool = False
     dry_run: bool = False
     uninstall: bool = False
     boot: bool = False
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     disks.add_argument(
         "--format", action="store_true", help="yes, those disks may be formatted, now and at later boots"
     )
+    disks.add_argument("--no-format", dest="format", action="store_false", help="no longer, at no boot either")
     settings = made.add_argument_group("settings")
     settings.add_argument("--store", metavar="URL", help="object store: s3://..., gs://... or file:///PATH")
     settings.add_argument("--index", metavar="URL", help="index: redis://..., rediss://..., sqlite:/PATH or none")
@@ -100,6 +102,9 @@ def parser() -> argparse.ArgumentParser:
         "--image", action="store_true", help="for a disk image: nothing is started, disks wait for its boot"
     )
     how.add_argument("--host-root", metavar="DIR", help="a host whose root is DIR, from a container or for a chroot")
+    how.add_argument(
+        "--declarative", action="store_true", help="what is not given now counts no more, whatever was given before"
+    )
     how.add_argument("--uninstall", action="store_true", help="take everything back that this has done")
     how.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
     how.add_argument("--yes", action="store_true", help="do not ask")

@@ -34,6 +34,7 @@ def install(plan: Plan, options: Options, record: Record) -> dict[str, Any]:
     if not record.exists:
         record.data["state"] = [path for path in STATE if not Path(path).exists()]
     record.data["asked"] = plan.asked
+    record.data["dropped"] = plan.dropped
     record.save()
     if plan.packages:
         _install_packages(plan.packages, record)
@@ -107,6 +108,7 @@ def write_settings(values: Mapping[str, str], choice: Choice | None, record: Rec
         draft.chmod(0o600)
         installed_checker().check_file(draft)
     record.data["settings"] = ours
+    record.data.pop("dropped", None)
     if text == settings.HEADER and not settings.FILE.exists():
         record.save()
         return False

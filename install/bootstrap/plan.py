@@ -25,7 +25,8 @@ _DERIVED = ("cache_dir", "cache_dirs", "cache_size", "cache_min_free")
 class Plan:
     """`asked`: what counts now, with what was asked for earlier. `choice`: None where others say where the cache lies.
 
-    `values`: settings that were given, `sources` where; `name`: of the environment; `source`: None where it is installed.
+    `values`: settings that were given, `sources` where; `name`: of the environment; `source`: None where it is installed;
+    `dropped`: settings that were given before, and are not any more.
     """
 
     asked: dict[str, Any]
@@ -37,20 +38,24 @@ class Plan:
     packages: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
 
 def merge_asked(before: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """What counts: what is said now, else what was said earlier."""
-    asked = dict(before)
+    asked = {} if options.declarative else dict(before)
     if options.disks is not None:
         asked["disks"] = options.disks if isinstance(options.disks, str) else list(options.disks)
-        asked.pop("identities", None)
         if options.disks == NONE:
             asked["raid0"] = False
+        if asked["disks"] == before.get("disks") and options.declarative and "identities" in before:
+            asked["identities"] = before["identities"]  # said again, and not anew
+        else:
+            asked.pop("identities", None)
     if options.raid0 is not None:
         asked["raid0"] = options.raid0
-    if options.format:
-        asked["format"] = True
+    if options.format is not None:
+        asked["format"] = options.format
     for key, value in (
         ("runtime_handler", options.runtime_handler),
         ("containerd_config", options.containerd_config),
@@ -74,7 +79,8 @@ def make(options: Options, record: Record) -> Plan:
     asked = merge_asked(record.asked, options)
     # Whatever the metadata of a later boot say, these were said by whoever ran this.
     said = {key: value for key, value in values.items() if sources[key] != "metadata"}
-    asked["settings"] = {**record.asked.get("settings", {}), **said}
+    earlier = record.asked.get("settings", {})
+    asked["settings"] = said if options.declarative else {**earlier, **said}
     if options.image and not booted() and not record.exists:
         notes.append("what the metadata say is asked for at the boot")
     if not options.image and not booted():
@@ -107,7 +113,8 @@ def make(options: Options, record: Record) -> Plan:
         )
     name = environment.identity(source) if source else Path(os.path.realpath(environment.CURRENT)).name
     settings.merge(read(settings.FILE), values)  # what cannot be edited is refused now
-    return Plan(asked, values, sources, name, source, choice, packages, notes, warnings)
+    dropped = sorted({*record.data.get("dropped", ()), *earlier} - {*asked["settings"]})
+    return Plan(asked, values, sources, name, source, choice, packages, notes, warnings, dropped)
 
 
 def installed_checker() -> settings.Checker:
@@ -250,7 +257,7 @@ def settings_text(
     wanted = {**follow, **values}
     gone = tuple(
         key
-        for key in _DERIVED
+        for key in (*_DERIVED, *record.data.get("dropped", ()))
         if key in ours and key not in wanted and key not in given and key in file and key not in theirs
     )
     merged = settings.merge(text, wanted, gone)
@@ -277,6 +284,7 @@ def describe(plan: Plan, options: Options, *, changes: bool) -> list[str]:
         lines.append(f"cache in {', '.join(choice.directories)}")
     for key, value in {**derived(choice), **plan.values}.items():
         lines.append(f"set {key} = {settings.shown(value)} ({plan.sources.get(key, 'follows from the disks')})")
+    lines += [f"take back the setting {key}" for key in plan.dropped if key not in plan.values]
     lines.append(f"install and enable the units {', '.join(services.unit_files())}")
     handler = plan.asked.get("runtime_handler")
     for_whom = "all pods" if handler in (None, NONE) else f"the runtime handler {handler}"

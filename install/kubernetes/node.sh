@@ -129,7 +129,7 @@ install)
   place_secrets
   # First: a planted cache is copied before the pack filesystem starts.
   ! is_gke || "$extras" install "$host" "$(handler_of "$@")"
-  exec "$bootstrap" --host-root "$host" --offline "$wheels" --yes "$@"
+  exec "$bootstrap" --host-root "$host" --offline "$wheels" --yes --declarative "$@"
   ;;
 uninstall)
   [ -d "$host/etc" ] || die "$host is no host's root" "mount the node's / there (hostPath)"

@@ -207,7 +207,7 @@ def node_sh(host, *words, code=0, **more):
 def test_install_is_bootstrap_node_on_the_host(host):
     node_sh(host, "install", "--runtime-handler", "runc-floe")
     assert (host / "called").read_text().split() == [
-        "--host-root", f"{host}/host", "--offline", f"{host}/wheels", "--yes", "--runtime-handler", "runc-floe",
+        "--host-root", f"{host}/host", "--offline", f"{host}/wheels", "--yes", "--declarative", "--runtime-handler", "runc-floe",
     ]  # fmt: skip
     variables = (host / "environ").read_text()
     assert "FLOE_STORE=s3://b/p" in variables

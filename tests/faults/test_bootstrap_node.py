@@ -107,6 +107,23 @@ def test_containerd_is_not_touched_when_the_daemons_do_not_start(node):
     assert not [line for line in did(node) if "containerd" in line]
 
 
+def test_what_is_not_given_any_more_counts_no_more(node):
+    given = {"FLOE_COMPLETION": "always", "FLOE_WORKERS": "2"}
+
+    def install(*words, environ):
+        done = node.bootstrap("--yes", "--image", "--disks", "auto", *words, environ=environ)
+        assert done.returncode == 0, done.stderr
+        return settings.keys_of(text(node, "/etc/floe/config.toml")), record(node)["asked"]["format"]
+
+    install("--format", environ=given)
+    found, may_format = install(environ={"FLOE_WORKERS": "2"})  # as ever: what was given before is kept
+    assert (found["completion"], may_format) == ('"always"', True)
+    assert install("--no-format", environ={})[1] is False
+    install("--format", environ={})
+    found, may_format = install("--declarative", environ={"FLOE_WORKERS": "2"})
+    assert ("completion" in found, "store" in found, "workers" in found, may_format) == (False, False, True, False)
+
+
 def test_another_file_of_containerd_is_refused_while_floe_is_in_the_first(node):
     before = node.changed()
     done = node.bootstrap("--yes", "--image", "--containerd-config", "/etc/containerd/conf.d/floe.toml")
