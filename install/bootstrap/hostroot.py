@@ -34,6 +34,12 @@ def enter(options: Options, arguments: Sequence[str]) -> int:
     assert root is not None
     if not (root / "bin/sh").exists() and not (root / "bin/sh").is_symlink():
         raise NodeError(f"{root} has no /bin/sh", "mount the host's / there")
+    if not options.image and not _is_running(root) and (root / "run/systemd/system").is_dir():
+        # A chroot would find it, and mount disks where nobody else sees them.
+        raise NodeError(
+            f"systemd runs {root}, and its processes are not to be seen here",
+            "in a pod: hostPID: true; for a root that nothing runs: --image",
+        )
     place = root / _PLACE.relative_to("/")
     try:
         shutil.rmtree(place, ignore_errors=True)

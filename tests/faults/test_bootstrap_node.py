@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from bootstrap import flags, install, plan, services, settings
+from bootstrap import flags, hostroot, install, plan, services, settings
 from bootstrap.disks import Choice
 from bootstrap.errors import NodeError
 from bootstrap.node import MOUNTS
@@ -105,6 +105,17 @@ def test_containerd_is_not_touched_when_the_daemons_do_not_start(node):
     assert (done.returncode, "Job failed." in done.stderr) == (1, True), done.stderr
     assert text(node, CONTAINERD) == "version = 2\n"
     assert not [line for line in did(node) if "containerd" in line]
+
+
+def test_a_host_that_runs_and_whose_processes_are_not_to_be_seen_is_refused(tmp_path):
+    for name in ("etc", "bin", "run/systemd/system"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "bin/sh").touch()
+    words = ["--yes", "--host-root", str(tmp_path)]
+    with pytest.raises(NodeError, match="its processes are not to be seen") as caught:
+        hostroot.enter(flags.parse(words), words)
+    assert "hostPID" in caught.value.hint
+    assert not (tmp_path / "var").exists()
 
 
 def test_what_is_not_given_any_more_counts_no_more(node):
