@@ -143,6 +143,7 @@ def shims() -> set[int]:
 def verify(image: str) -> str:
     """Pull an image through Floe and start its command. What was seen; NodeError. Nothing is left of it."""
     say(f"pulling {image}")
+    _clean_up(image)  # of a run that was killed
     try:
         begun = time.monotonic()
         _ctr("images", "pull", "--snapshotter", "floe", image, seconds=_PULL)
