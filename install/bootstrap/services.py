@@ -23,6 +23,9 @@ PLACE = Path("/etc/systemd/system")
 NODE, PACKFS, SNAPSHOTTER = "floe-node.service", "floe-packfs.service", "floe-snapshotter.service"
 DAEMONS = (PACKFS, SNAPSHOTTER)
 _RUN = Path("/run/floe")
+_START = (
+    4000.0  # seconds: the pack filesystem waits for a planted cache, which floe-planted.service may copy for an hour
+)
 _PATIENCE = 90.0  # seconds for a successor to serve
 
 
@@ -73,7 +76,7 @@ def start(record: Record) -> list[str]:
     elif len(active) < len(DAEMONS):
         say("starting the daemons")
         # The unit that mounts the disks did so in this run; it is marked as done, so that they need not wait for it.
-        systemctl("start", NODE, *DAEMONS)
+        systemctl("start", NODE, *DAEMONS, seconds=_START)
         if active:
             _replace(SNAPSHOTTER in active, PACKFS in active)
         done.append("started floe-packfs and floe-snapshotter")
