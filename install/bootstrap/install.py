@@ -18,7 +18,7 @@ from bootstrap.errors import NodeError
 from bootstrap.flags import NONE, Options
 from bootstrap.plan import Plan, cache_keys, choose_cache, identities, installed_checker, settings_text
 from bootstrap.record import Record
-from bootstrap.survey import survey
+from bootstrap.survey import check_kernel, survey
 from bootstrap.system import property_of, read, run, say
 
 # What daemons make, beside the cache. What was there before the first run stays at --uninstall.
@@ -171,6 +171,8 @@ def boot(record: Record) -> int:
         consent = record.asked["format"] and not settings.platform_takes_disks(attributes)
         values, _, notes = settings.gather(values, {}, attributes, installed_checker())
         _log(notes)
+    with _going_on(problems):
+        check_kernel()
     theirs, choice = False, None
     with _going_on(problems):
         theirs = bool(cache_keys(values, record))

@@ -156,8 +156,13 @@ def check_system(*, image: bool) -> list[str]:
         )
     if find("apt-get") is None or find("systemctl") is None:
         raise NodeError("this system has no apt-get or no systemctl", "use Debian 12, Ubuntu 22.04 or 24.04")
-    if image:
-        return notes
+    if not image:
+        check_kernel()
+    return notes
+
+
+def check_kernel() -> None:
+    """NodeError for one that cannot mount trees. Of a disk image's it is known at its boot."""
     kernel = platform.release()
     numbers = tuple(int(part) for part in kernel.split("-")[0].split(".")[:2] if part.isdigit())
     if numbers < _OLDEST_KERNEL:
@@ -171,7 +176,6 @@ def check_system(*, image: bool) -> list[str]:
         raise NodeError(
             f"this kernel has no {', '.join(missing)}", f"on Ubuntu: apt-get install linux-modules-extra-{kernel}"
         )
-    return notes
 
 
 def _can_load(module: str) -> bool:

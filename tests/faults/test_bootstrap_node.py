@@ -1,6 +1,7 @@
 """install/bootstrap where a step fails, is interrupted, or finds what others have done meanwhile."""
 
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -255,6 +256,12 @@ def test_a_disk_that_was_named_is_found_by_what_tells_it_from_others(known, monk
         chosen(asked)
     assert "/dev/disk/by-id" in caught.value.hint
     assert chosen(plan.merge_asked(asked, flags.parse(["--disks", "/dev/nvme1n1"]))) == ["/dev/nvme1n1"]
+
+
+def test_a_kernel_that_cannot_mount_trees_is_said_at_the_boot_of_an_image(known, monkeypatch, capfd):
+    monkeypatch.setattr(platform, "release", lambda: "5.15.0-91-generic")
+    assert install.boot(known) == 1
+    assert "error: Linux 5.15.0-91-generic is older than 5.16" in capfd.readouterr().err
 
 
 def test_a_cache_disk_that_is_not_mounted_is_left_out(tmp_path):
