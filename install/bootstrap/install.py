@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from bootstrap.flags import NONE, Options
 from bootstrap.plan import Plan, cache_keys, choose_cache, identities, installed_checker, settings_text
 from bootstrap.record import Record
 from bootstrap.survey import check_kernel, survey
-from bootstrap.system import property_of, read, run, say
+from bootstrap.system import last_lines, property_of, read, run, say
 
 # What daemons make, beside the cache. What was there before the first run stays at --uninstall.
 STATE = ("/var/lib/floe/snapshotter", "/var/lib/floe/index.db", "/var/cache/floe", "/run/floe")
 _APT = ("apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300")
 _APT_SECONDS = 1800.0
+_LOCK_SECONDS, _LOCK_PAUSE = 300.0, 2.0
 _OF_SYSTEMD = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "FDSTORE", "PYTHON")  # what is one process's alone
 
 
@@ -88,15 +90,23 @@ def _install_packages(packages: list[str], record: Record) -> None:
     record.data["packages"] = sorted({*record.data.get("packages", ()), *packages})
     record.save()
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    run(
-        *_APT,
-        "update",
-        seconds=_APT_SECONDS,
-        environ=environ,
-        hint="see that this system's package sources can be reached",
-    )
+    _update(environ)
     run(*_APT, "install", "--no-install-recommends", *packages, seconds=_APT_SECONDS, environ=environ)
     importlib.invalidate_caches()
+
+
+def _update(environ: Mapping[str, str]) -> None:
+    """Lists anew. apt waits for dpkg's lock and not for that of the lists, which its own timer may hold at a first boot."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        done = run(*_APT, "update", check=False, seconds=_APT_SECONDS, environ=environ)
+        if done.returncode == 0:
+            return
+        said = done.stderr or done.stdout
+        if "lists/lock" not in said or time.monotonic() > until:
+            hint = "see that this system's package sources can be reached"
+            raise NodeError(f"apt-get update failed: {last_lines(said)}", hint)
+        time.sleep(_LOCK_PAUSE)
 
 
 def write_settings(values: Mapping[str, str], choice: Choice | None, record: Record) -> bool:

@@ -1,5 +1,6 @@
 """install/bootstrap where a step fails, is interrupted, or finds what others have done meanwhile."""
 
+import contextlib
 import json
 import platform
 import signal
@@ -117,6 +118,20 @@ def test_a_host_that_runs_and_whose_processes_are_not_to_be_seen_is_refused(tmp_
         hostroot.enter(flags.parse(words), words)
     assert "hostPID" in caught.value.hint
     assert not (tmp_path / "var").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "tries"),
+    [("E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7", 3), ("E: no network", 1)],
+)
+def test_apts_own_timer_is_waited_for_at_its_lists(monkeypatch, said, tries):
+    answers = [SimpleNamespace(returncode=100, stderr=said, stdout="")] * 2 + [SimpleNamespace(returncode=0)]
+    asked = []
+    monkeypatch.setattr(install, "_LOCK_PAUSE", 0)
+    monkeypatch.setattr(install, "run", lambda *words, **_: asked.append(words) or answers[len(asked) - 1])
+    with pytest.raises(NodeError, match="no network") if tries == 1 else contextlib.nullcontext():
+        install._update({})
+    assert len(asked) == tries
 
 
 def test_what_is_not_given_any_more_counts_no_more(node):
