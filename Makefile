@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 # By their first lines, wherever they lie; what was installed or built here is others'.
 SCRIPTS = $(shell grep -rIlE '^\#!.*[ /](ba|da)?sh( |$$)' . --exclude-dir=.git --exclude-dir=.venv --exclude-dir=.tools --exclude-dir=build)
 
-.PHONY: check test soak fuzz demo bench format protos
+.PHONY: check test soak boot fuzz demo bench format protos
 
 check:
 	$(VENV)/bin/ruff format --check .
@@ -23,6 +23,11 @@ test:
 # Thirty minutes of random work, kills and faults; SOAK="--seconds 300 --seed 1" for other than that.
 soak:
 	PYTHONPATH=tests $(PY) -m soak $(SOAK)
+
+# bootstrap-node.sh on a machine that boots; BOOT="-k interrupted" for less.
+boot:
+	install/setup.sh boot
+	$(PY) -m pytest -m slow tests/boot $(BOOT)
 
 # Ten minutes of processor time for every parser; FUZZ="tree --seconds 60 --keep" for other than that.
 fuzz:

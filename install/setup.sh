@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepares a Debian 12 or Ubuntu machine for the demo, the tests and the benchmarks: install/setup.sh [demo|test|bench]
+# Prepares a Debian 12 or Ubuntu machine for the demo, the tests and the benchmarks: install/setup.sh [demo|test|bench|boot]
 #
 # Nothing of the host's is touched. Packages that bring a service (containerd, docker-registry) are unpacked into
 # .tools/ and never installed, so no unit is added, replaced, enabled or restarted; a containerd or runc that is
@@ -14,7 +14,7 @@ die() { printf 'setup: error: %s\n' "$1" >&2; shift; printf '       %s\n' "$@" >
 say() { printf 'setup: %s\n' "$*" >&2; }
 quietly() { "$@" >>"$log" 2>&1 || die "this command failed: $*" "its output is in $log"; }
 
-case $profile in demo | test | bench) ;; *) echo "usage: install/setup.sh [demo|test|bench]" >&2; exit 2 ;; esac
+case $profile in demo | test | bench | boot) ;; *) echo "usage: install/setup.sh [demo|test|bench|boot]" >&2; exit 2 ;; esac
 [ "$(id -u)" = 0 ] || die "mounting file systems and starting containers needs root" "run it again with sudo"
 command -v apt-get >/dev/null || die "this machine has no apt-get" "Debian 12, Ubuntu 22.04 and later are supported"
 mkdir -p "$tools"
@@ -35,6 +35,9 @@ if [ "$profile" != demo ]; then
   packages+=(fuse3 libfuse3-dev pkg-config gcc python3-dev)
   # The server itself is in Debian's redis-tools, as redis-check-rdb; the package redis-server would only add the service.
   command -v redis-server >/dev/null || packages+=(redis-tools)
+fi
+if [ "$profile" = boot ]; then
+  packages+=(debootstrap qemu-system-x86 e2fsprogs)
 fi
 missing=()
 for package in "${packages[@]}"; do
@@ -101,12 +104,12 @@ newer() {
 [ "$profile" != bench ] || newer soci-snapshotter "$tools/soci"
 
 # Python: one virtual environment, made again when what it must hold has changed.
-stamp=$tools/venv.$profile
+stamp=$tools/venv.${profile/boot/test} # the same packages
 wanted=$(cat pyproject.toml install/setup.sh | sha256sum)
 if [ ! -x .venv/bin/floe ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   say "installing Python packages into .venv (a minute or two)"
   [ -x .venv/bin/python ] || quietly "${PYTHON:-/usr/bin/python3}" -m venv .venv
-  case $profile in test) extra=dev ;; *) extra=$profile ;; esac
+  case $profile in test | boot) extra=dev ;; *) extra=$profile ;; esac
   quietly .venv/bin/python -m pip install -q -e ".[$extra]"
   echo "$wanted" >"$stamp"
 fi
@@ -121,4 +124,9 @@ for module in erofs fuse overlay loop; do modprobe "$module" 2>/dev/null || true
 for fs in erofs fuse overlay; do
   grep -qw "$fs" /proc/filesystems || die "this kernel has no $fs" "load its module (on Ubuntu: apt install linux-modules-extra-\$(uname -r))"
 done
+if [ "$profile" = boot ]; then
+  [ "$(uname -m)" = x86_64 ] || die "the machine that boots is an x86-64 one, and this is none" "run the other tests here"
+  say "making a Debian 12 that boots (two minutes, unless it is there)"
+  quietly tests/boot/make-image.sh "$tools/boot"
+fi
 say "ready"

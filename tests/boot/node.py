@@ -1,0 +1,61 @@
+"""A machine with containerd, a registry and a store, of which `bootstrap-node.sh` makes a node; its kubelet is here."""
+
+import json
+import random
+from pathlib import Path
+
+import grpc
+from boot.machine import HOST, GuestError, Machine
+from support.cri import Cri
+
+REGISTRY = "localhost:5000"  # in the guest
+LAZY, PAUSE = f"{REGISTRY}/lazy:1", f"{REGISTRY}/pause:1"
+FILES = 48
+STORE = "/var/store"
+BOOTSTRAP = "/srv/checkout/install/bootstrap-node.sh"
+CONFIG = "/etc/containerd/config.toml"
+_CRI = '[plugins."io.containerd.grpc.v1.cri"]'
+
+
+def content(number):
+    """Of the lazy image's file `number`, which no compression makes smaller."""
+    return random.Random(number).randbytes(700_000)
+
+
+class BootedNode(Machine):
+    """A machine with containerd, a registry, and a store; nothing of Floe's yet."""
+
+    def __init__(self, folder, tests_disk, registry, disks=()):
+        super().__init__(folder, tests_disk, disks)
+        self.write("/etc/registry", f"REGISTRY={HOST}:{registry.address.rpartition(':')[2]}\n")
+        text = self.read(CONFIG)
+        assert _CRI in text
+        self.write(CONFIG, text.replace(_CRI, f'{_CRI}\n    sandbox_image = "{PAUSE}"  # no other is here'))
+        self.sh(f"cp -a /srv/store {STORE}; systemctl restart containerd; mkdir /var/log/pods")
+        self.before = self.read(CONFIG)
+
+    def bootstrap(self, *flags, check=True, seconds=900):
+        done = self.run(BOOTSTRAP, *flags, check=False, seconds=seconds)
+        if check and done.returncode != 0:
+            raise GuestError(f"bootstrap-node.sh {flags}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def cri(self):
+        return GuestCri(self)
+
+    def status(self):
+        return json.loads(self.run("floe", "status", "--json").stdout)
+
+
+class GuestCri(Cri):
+    """The machine's kubelet, on this one."""
+
+    def __init__(self, machine):
+        super().__init__(Path("/containerd.sock"), log_directory=Path("/var/log/pods"), timeout=120)
+        self.machine = machine
+        self.channel.close()
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{machine.cri_port}")
+
+    def logs(self, container):
+        lines = self.machine.read(self.status(container).log_path).splitlines()
+        return "".join(line.split(" ", 3)[3] + "\n" for line in lines)
