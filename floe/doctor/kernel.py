@@ -20,7 +20,12 @@ _PROBE_SECONDS = 10.0
 _ZEROS = "this kernel reads zeros"
 
 
-def features(proc: Path = Path("/proc"), dev: Path = Path("/dev"), release: str | None = None) -> Iterator[Finding]:
+def features(
+    proc: Path = Path("/proc"),
+    dev: Path = Path("/dev"),
+    release: str | None = None,
+    modules: Path = Path("/lib/modules"),
+) -> Iterator[Finding]:
     """Its version, and the file systems it has or can load."""
     release = release or platform.release()
     found = re.match(r"(\d+)\.(\d+)", release)
@@ -38,11 +43,21 @@ def features(proc: Path = Path("/proc"), dev: Path = Path("/dev"), release: str 
     ):
         if name in have:
             yield Finding(name, OK, f"the kernel has {name}")
+        elif _is_module(modules / release / "modules.dep", name):
+            yield Finding(name, OK, f"the kernel loads {name} when it is first mounted")
         else:
             mend = f"modprobe {name} && echo {name} >> /etc/modules-load.d/floe.conf"
             yield Finding(name, level, f"{name} is not loaded: {without}", mend)
     if "fuse" in have and not (dev / "fuse").exists():
         yield Finding("fuse", ERROR, f"there is no {dev / 'fuse'}", "mknod -m 666 /dev/fuse c 10 229")
+
+
+def _is_module(listed: Path, name: str) -> bool:
+    """Whether a file system that is not there yet will be: mount(2) loads it, without a word of anybody's."""
+    try:
+        return f"/{name}.ko" in listed.read_text(errors="replace")
+    except OSError:
+        return False
 
 
 def fuse_timeout(node: Node, proc: Path = Path("/proc")) -> Iterator[Finding]:

@@ -404,6 +404,13 @@ def test_a_kernel_that_lacks_things(tmp_path):
     assert "mknod" in found["fuse"].mend
     assert found["erofs"].mend.startswith("modprobe erofs")
     assert next(iter(kernel.features(tmp_path, tmp_path, "6.12.1"))).level == "ok"
+    # On a fresh Debian the modules are there, and nobody has mounted anything yet.
+    modules = tmp_path / "modules"
+    (modules / "6.1.0-1").mkdir(parents=True)
+    (modules / "6.1.0-1/modules.dep").write_text("kernel/fs/erofs/erofs.ko: kernel/lib/libcrc32c.ko\n")
+    found = {one.check: one for one in kernel.features(tmp_path, tmp_path, "6.1.0-1", modules)}
+    assert (found["erofs"].level, found["erofs"].text) == ("ok", "the kernel loads erofs when it is first mounted")
+    assert found["overlay"].level == "error"
 
 
 def test_a_limit_on_fuse_requests(tmp_path):
