@@ -34,8 +34,7 @@ def check_program(handler: str | None) -> None:
             "there is no containerd on this system", "install containerd 1.6, 1.7 or 2.x, then run this again"
         )
     said = run(path, "--version").stdout
-    match = _VERSION.search(said.replace(".com", ""))
-    version = (int(match[1]), int(match[2])) if match else (0, 0)
+    version = _version(said)
     if not (1, 6) <= version < (3, 0):
         raise NodeError(
             f"{path} is none that Floe knows: {said.strip()}", "Floe works with containerd 1.6, 1.7 and 2.x"
@@ -152,10 +151,21 @@ def verify(image: str) -> str:
         _ctr("run", "--detach", "--snapshotter", "floe", image, _VERIFY, seconds=_START)
         state = _state()
         lazy = _lazy_layers()
-        how = f"{lazy} lazy trees are mounted" if lazy else "no layer of it is lazy: it is not indexed in this store"
+        how = f"{lazy} lazy trees are mounted" if lazy else _why_not_lazy()
         return f"{image}: pulled in {pulled:.1f} s, started, {state}; {how}"
     finally:
         _clean_up(image)
+
+
+def _version(said: str) -> tuple[int, int]:
+    match = _VERSION.search(said.replace(".com", ""))
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _why_not_lazy() -> str:
+    if _version(run(program() or "containerd", "--version").stdout) < (2, 0):
+        return "unpacked, as ctr of containerd 1.x does; what pods pull is lazy when it is indexed in this store"
+    return "no layer of it is lazy: it is not indexed in this store"
 
 
 def _state() -> str:
