@@ -16,6 +16,7 @@ from bootstrap.system import booted, read, run, say, systemctl
 _STORE = Path("/var/lib/floe/store")
 _INDEX = Path("/var/lib/floe/index.db")
 _DROP_IN = services.PLACE / "containerd.service.d/50-floe.conf"  # install/gke/extras.sh puts it there
+_TREES = "/run/floe/trees"  # a mount of its own, so that what is mounted in it does not spread; the daemons leave it
 
 
 def describe(record: Record) -> list[str]:
@@ -119,12 +120,19 @@ def _check_taken_out(record: Record) -> None:
 
 def _check_unmounted() -> None:
     """NodeError when a mount of Floe's is left although nobody serves it."""
-    left = [one.target for one in mounts_from(read(Path("/proc/self/mountinfo"))) if _is_floes(one.target)]
+    left = _left()
+    if left == [_TREES]:
+        run("umount", _TREES, check=False)
+        left = _left()
     if left:
         raise NodeError(
             f"still mounted: {', '.join(left)}",
             "floe umount them while floe-packfs runs, or reboot; then run this again",
         )
+
+
+def _left() -> list[str]:
+    return [one.target for one in mounts_from(read(Path("/proc/self/mountinfo"))) if _is_floes(one.target)]
 
 
 def _is_floes(target: str) -> bool:
