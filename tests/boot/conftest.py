@@ -1,5 +1,6 @@
 """What the machines that boot share: a registry and a store with images, a disk with this checkout and the wheels it needs."""
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -19,6 +20,8 @@ from support.wheelhouse import wheelhouse
 ROOT = Path(__file__).resolve().parents[2]
 # Of the checkout: what bootstrap-node.sh is, and what it installs.
 _CHECKOUT = ("install", "floe", "fuse", "snapshotter", "protos", "pyproject.toml", "README.md", "LICENSE")
+
+
 @pytest.fixture(scope="session")
 def place():
     if not (IMAGE / "root.img").exists() or shutil.which("qemu-system-x86_64") is None:
@@ -31,9 +34,11 @@ def place():
 @pytest.fixture(scope="session")
 def registry(place):
     host = BlobHost()
-    host.add(build_oci(place / "pause", [busybox()], tag="1", command=["sleep", "100d"]), "pause")
+    # The first process of a container ends at SIGTERM only if it says so; a shutdown would wait for it for 90 seconds.
+    waits = ["sh", "-c", "trap 'exit 0' TERM; sleep 100d & wait"]
+    host.add(build_oci(place / "pause", [busybox()], tag="1", command=waits), "pause")
     layers = [busybox(), files({f"data/{number}": content(number) for number in range(FILES)})]
-    host.add(build_oci(place / "lazy", layers, tag="1", command=["sleep", "100d"]), "lazy")
+    host.add(build_oci(place / "lazy", layers, tag="1", command=waits), "lazy")
     yield host
     host.close()
 
@@ -85,3 +90,17 @@ def make_node(place, tests_disk, registry, request):
     yield make
     for machine in made:
         machine.close()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What a machine's journal said, beside what failed."""
+    report = (yield).get_result()
+    node = item.funcargs.get("node")
+    if report.when == "call" and report.failed and node is not None:
+        with contextlib.suppress(Exception):
+            units = " ".join(f"-u {unit}" for unit in ("floe-node", "floe-packfs", "floe-snapshotter", "containerd"))
+            said = node.sh(
+                f"journalctl -b --no-pager -o short-monotonic {units} | tail -n 80; cat /proc/mounts | tail -n 20"
+            )
+            report.sections.append(("the machine's journal and mounts", said))

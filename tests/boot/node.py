@@ -14,6 +14,10 @@ FILES = 48
 STORE = "/var/store"
 BOOTSTRAP = "/srv/checkout/install/bootstrap-node.sh"
 CONFIG = "/etc/containerd/config.toml"
+_OTHERS = (
+    "/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/log", "/var/store", "/var/lib/containerd",
+    "/var/lib/systemd", "/opt/containerd", "/root/.cache",
+)  # fmt: skip
 _CRI = '[plugins."io.containerd.grpc.v1.cri"]'
 
 
@@ -32,7 +36,12 @@ class BootedNode(Machine):
         assert _CRI in text
         self.write(CONFIG, text.replace(_CRI, f'{_CRI}\n    sandbox_image = "{PAUSE}"  # no other is here'))
         self.sh(f"cp -a /srv/store {STORE}; systemctl restart containerd; mkdir /var/log/pods")
-        self.before = self.read(CONFIG)
+        self.before, self.at_first = self.read(CONFIG), self.everything()
+
+    def everything(self):
+        """The names of all files that somebody may have left: what containerd and systemd keep changes by itself."""
+        theirs = " -o ".join(f"-path {path}" for path in _OTHERS)
+        return self.sh(f"find / -xdev '(' {theirs} ')' -prune -o -printf '%p %y %l\n' | sort").splitlines()
 
     def bootstrap(self, *flags, check=True, seconds=900):
         done = self.run(BOOTSTRAP, *flags, check=False, seconds=seconds)

@@ -1,9 +1,12 @@
 """A node from its first bootstrap to its uninstall, on a machine that boots. The tests follow each other: run all of them."""
 
+import hashlib
 import json
+import threading
 
 import pytest
-from boot.node import CONFIG, LAZY, STORE
+from boot.node import CONFIG, FILES, LAZY, PAUSE, STORE, content
+from support.mounts import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 FLAGS = (
@@ -12,6 +15,7 @@ FLAGS = (
 )  # fmt: skip
 DAEMONS = ("floe-packfs", "floe-snapshotter")
 UNITS = ("floe-node", *DAEMONS)
+MEMORY_OF_PACKFS, MEMORY_OF_SNAPSHOTTER = 4 << 30, 1 << 30  # bytes, as the units say
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,27 @@ def files_of(node):
         "find /etc /opt /usr/local /var/lib/floe/node -xdev -type f -printf '%p %T@ %i\\n' | sort;"
         "findmnt -rn -t ext4; blkid | sort"
     )
+
+
+def processes_of(node):
+    return {unit: node.show(unit, "MainPID") for unit in (*DAEMONS, "containerd")}
+
+
+def process_of(node, container):
+    """Of a container's first process, in the machine."""
+    listed = node.run("ctr", "-n", "k8s.io", "tasks", "ls").stdout.splitlines()
+    return next(line.split()[1:] for line in listed if line.startswith(container))
+
+
+def expected(numbers):
+    return [hashlib.md5(content(number), usedforsecurity=False).hexdigest() for number in numbers]
+
+
+def digests(cri, container, numbers):
+    """Of the image's files, as the container reads them."""
+    code, out, error = cri.execute(container, "md5sum", *(f"/data/{number}" for number in numbers), timeout=100)
+    assert (code, error) == (0, b"")
+    return [line.split()[0] for line in out.decode().splitlines()]
 
 
 def test_a_disk_that_holds_data_is_refused_and_nothing_is_changed(node):
@@ -54,6 +79,7 @@ def test_an_empty_disk_is_not_formatted_without_a_yes(node):
 def test_one_command_makes_a_node(node, state):
     report = json.loads(node.bootstrap(*FLAGS).stdout)
     assert report["exit_status"] == 0
+    assert report["warnings"] == []
     for unit in DAEMONS:
         assert node.show(unit, "ActiveState") == "active"
         assert node.show(unit, "UnitFileState") == "enabled"
@@ -65,3 +91,134 @@ def test_one_command_makes_a_node(node, state):
     assert node.sh("head -c 15 $1", node.disks[1].name) == "somebody's data"
     assert 'snapshotter = "floe"' in node.read(CONFIG)
     state["report"] = report
+
+
+def test_a_second_run_changes_nothing(node):
+    before, processes = files_of(node), processes_of(node)
+    report = json.loads(node.bootstrap("--yes", "--offline", "/srv/wheels", "--json").stdout)
+    assert report["done"] == []
+    assert "all was as asked for; nothing was changed" in report["notes"]
+    assert (files_of(node), processes_of(node)) == (before, processes)
+
+
+def test_units_are_sound_and_their_limits_are_in_force(node):
+    done = node.run("systemd-analyze", "verify", "--man=no", *(f"/etc/systemd/system/{unit}.service" for unit in UNITS))
+    assert done.stdout + done.stderr == ""
+    for unit, limit in (("floe-packfs", MEMORY_OF_PACKFS), ("floe-snapshotter", MEMORY_OF_SNAPSHOTTER)):
+        folder = f"/sys/fs/cgroup{node.show(unit, 'ControlGroup')}"
+        assert int(node.read(f"{folder}/memory.max")) == limit
+        processes = node.read(f"{folder}/cgroup.procs").split()
+        assert node.show(unit, "MainPID") in processes
+        for process in processes:
+            assert node.read(f"/proc/{process}/oom_score_adj").strip() == "-999"
+            # Whatever the unit holds back: what they mount, containers see.
+            assert node.sh("readlink /proc/$1/ns/mnt", process) == node.sh("readlink /proc/1/ns/mnt")
+
+
+def test_a_lazy_container_starts_after_a_reboot_without_registry_and_store(node, state):
+    cri = node.cri()
+    cri.pull(LAZY)
+    assert len(node.status()["mounts"]) == 2
+    container = cri.run_container(cri.run_pod("before"), LAZY)
+    assert digests(cri, container, range(4)) == expected(range(4))
+    node.sh(f"mv {STORE} {STORE}.away; systemctl disable -q --now registry.socket; systemctl stop registry")
+    node.reboot()
+    begun = {unit: int(node.show(unit, "InactiveExitTimestampMonotonic")) for unit in (*UNITS, "containerd")}
+    ready = {unit: int(node.show(unit, "ActiveEnterTimestampMonotonic")) for unit in UNITS}
+    assert 0 < ready["floe-node"] <= begun["floe-packfs"]
+    assert ready["floe-packfs"] <= begun["floe-snapshotter"]
+    assert ready["floe-snapshotter"] <= begun["containerd"]
+    assert node.sh("systemctl --failed --plain --no-legend") == ""
+    assert node.sh("findmnt -no LABEL /mnt/floe-cache-0").strip() == "floe-cache-0"
+    cri = state["cri"] = node.cri()
+    until(cri.ready, 60)
+    container = state["container"] = cri.run_container(cri.run_pod("after"), LAZY)
+    assert digests(cri, container, range(4)) == expected(range(4))
+    node.sh(f"mv {STORE}.away {STORE}; systemctl enable -q --now registry.socket")
+    assert digests(cri, container, range(4, 6)) == expected(range(4, 6))
+
+
+def test_a_restart_of_snapshotter_and_containerd_leaves_a_container_alone(node, state):
+    cri, container = state["cri"], state["container"]
+    process = process_of(node, container)
+    node.run("systemctl", "restart", "floe-snapshotter", "containerd")
+    until(cri.ready, 60)
+    assert process_of(node, container) == process
+    assert digests(cri, container, range(6, 8)) == expected(range(6, 8))
+    assert cri.run(cri.run_pod("another"), LAZY, ["md5sum", "/data/8"]) == (0, f"{expected([8])[0]}  /data/8\n")
+
+
+def test_readers_wait_for_a_killed_keeper_s_successor(node, state):
+    for killed in (["keeper"], ["worker"], ["keeper", "worker"]):
+        pids = [node.read(f"/run/floe/{name}.pid").strip() for name in killed]
+        number = state["next"] = state.get("next", 8) + 1
+        node.run("kill", "-9", *pids)
+        assert digests(state["cri"], state["container"], [number]) == expected([number])
+        # While a living worker answers, the keeper's successor may still be on its way.
+        node.until('test "$(systemctl show -p MainPID --value floe-packfs)" = "$(cat /run/floe/keeper.pid)"')
+        assert all(node.run("kill", "-0", pid, check=False).returncode != 0 for pid in pids)
+
+
+def test_readers_wait_from_a_stop_of_packfs_to_its_start(node, state):
+    """The descriptor store of systemd 252 does not outlive a stop: the old keeper hands the mount over."""
+    keeper = node.read("/run/floe/keeper.pid").strip()
+    node.run("systemctl", "stop", "floe-packfs")
+    assert node.run("kill", "-0", keeper, check=False).returncode == 0
+    answers = []
+    reader = threading.Thread(target=lambda: answers.append(digests(state["cri"], state["container"], [20])))
+    reader.start()
+    reader.join(5)
+    assert reader.is_alive()
+    node.run("systemctl", "start", "floe-packfs")
+    reader.join(60)
+    assert answers == [expected([20])]
+    assert node.run("kill", "-0", keeper, check=False).returncode != 0
+    # And again: what was taken over once is as good as what was mounted.
+    node.run("systemctl", "restart", "floe-packfs", seconds=240)
+    assert digests(state["cri"], state["container"], [21]) == expected([21])
+    node.run("kill", "-9", node.read("/run/floe/keeper.pid").strip())
+    assert digests(state["cri"], state["container"], [22]) == expected([22])
+
+
+def test_a_lazy_container_starts_after_a_power_cut(node, state):
+    node.cut_power()
+    cri = state["cri"] = node.cri()
+    until(cri.ready, 60)
+    container = state["container"] = cri.run_container(cri.run_pod("after-the-cut"), LAZY)
+    assert digests(cri, container, range(FILES)) == expected(range(FILES))
+
+
+def test_a_node_in_use_is_not_uninstalled(node, state):
+    before, processes = files_of(node), processes_of(node)
+    done = node.bootstrap("--uninstall", "--yes", check=False)
+    assert done.returncode == 1
+    assert "uses of Floe's mounts are left" in done.stderr
+    assert "hint: drain the node" in done.stderr
+    assert (files_of(node), processes_of(node)) == (before, processes)
+    assert digests(state["cri"], state["container"], [1]) == expected([1])
+
+
+def test_an_uninstall_leaves_nothing(node, state):
+    cri = state["cri"]
+    for pod in cri.list_pods():
+        cri.remove_pod(pod)
+    cri.remove_image(LAZY)
+    cri.remove_image(PAUSE)
+    report = json.loads(node.bootstrap("--uninstall", "--yes", "--json").stdout)
+    assert report["exit_status"] == 0
+    assert node.read(CONFIG) == node.before
+    assert node.everything() == node.at_first
+    assert node.sh("findmnt -rn | grep -i floe || true; blkid $1 || true", node.disks[0].name) == ""
+    assert node.sh("ps -e -o args | grep -i '[f]loe' || true") == ""
+    assert node.sh("head -c 15 $1", node.disks[1].name) == "somebody's data"
+    until(cri.ready, 60)
+    cri.pull(LAZY)
+    assert cri.run(cri.run_pod("without"), LAZY, ["md5sum", "/data/8"]) == (0, f"{expected([8])[0]}  /data/8\n")
+    cri.clean_up()
+    cri.remove_image(LAZY)
+
+
+def test_a_node_that_was_uninstalled_can_be_one_again(node):
+    """On the disk that was emptied."""
+    assert json.loads(node.bootstrap(*FLAGS).stdout)["exit_status"] == 0
+    assert node.sh("findmnt -no LABEL /mnt/floe-cache-0").strip() == "floe-cache-0"
