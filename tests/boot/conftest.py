@@ -99,7 +99,7 @@ def pytest_runtest_makereport(item, call):
     node = item.funcargs.get("node")
     if report.when == "call" and report.failed and node is not None:
         with contextlib.suppress(Exception):
-            units = " ".join(f"-u {unit}" for unit in ("floe-node", "floe-packfs", "floe-snapshotter", "containerd"))
+            units = " ".join(f"-u {unit}" for unit in ("floe-node", "floe-packfs", "floe-snapshotter"))
             said = node.sh(
                 f"journalctl -b --no-pager -o short-monotonic {units} | tail -n 80; cat /proc/mounts | tail -n 20"
             )
