@@ -298,7 +298,9 @@ def test_a_directory_that_vanishes_is_left_out_also_when_nobody_asks_for_it(mach
     monkeypatch.setattr(group_writer, "_LOOK", 0.05)
     machine.start("a", "b")
     machine.fill()
-    until(lambda: all(machine.cache.is_complete(pack.id) for pack in machine.packs))  # nothing is written there any more
+    until(
+        lambda: all(machine.cache.is_complete(pack.id) for pack in machine.packs)
+    )  # nothing is written there any more
     shutil.rmtree(machine.base / "b")
     until(lambda: machine.state("b") == "left out")
     machine.read_all()
