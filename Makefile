@@ -2,7 +2,8 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 # By their first lines, wherever they lie; what was installed or built here is others'.
-SCRIPTS = $(shell grep -rIlE '^\#!.*[ /](ba|da)?sh( |$$)' . --exclude-dir=.git --exclude-dir=.venv --exclude-dir=.tools --exclude-dir=build)
+SCRIPTS = $(shell grep -rIlE '^\#!.*[ /](ba|da)?sh( |$$)' . --exclude-dir=.git --exclude-dir=.venv --exclude-dir=.tools --exclude-dir=build \
+	| xargs awk 'FNR == 1 && /^\#!/ { print FILENAME }')
 
 .PHONY: check test soak boot fuzz demo bench format protos
 
