@@ -14,6 +14,7 @@ from support import images
 from support.bento import COMMIT, BentoStore, hub_entry, hub_model, with_models
 from support.registry import running_registry
 
+from floe.ingest.bento.archive import unpack
 from floe.ingest.bento.files import OWNER
 from floe.ingest.bento.find import find_models, latest_files, open_bento
 from floe.ingest.bento.image import write_image
@@ -192,6 +193,67 @@ def test_archives_that_are_refused(store, work, tmp_path, members, error, messag
         pass
     assert list(work.spool.iterdir()) == []
     assert not (tmp_path / "evil").exists()
+
+
+def test_links_through_links_lead_nowhere(store, work, tmp_path):
+    """Each stays inside by its words; together they would not."""
+    secret = tmp_path / "secret"
+    secret.write_text("seen")
+    up = [("a/b/c/d", tarfile.DIRTYPE, ""), ("a/b/c/d/up", tarfile.SYMTYPE, "../../..")]
+    path = tmp_path / "x.bento"
+    for name, link in (("out/evil", "a/b/c/d/up/../../.."), ("leak", "a/b/c/d/up/../../../../secret")):
+        tar_of(path, *up, ("out", tarfile.SYMTYPE, "a/b/c/d/up/../../.."), (name, tarfile.SYMTYPE, link))
+        with (
+            pytest.raises(DamagedError, match=r"below a symlink|leads outside"),
+            open_bento(str(path), store.home, work.spool),
+        ):
+            pass
+        assert list(work.spool.iterdir()) == []
+        assert not any(path.name == "evil" for path in tmp_path.rglob("evil"))
+
+
+def test_a_tar_is_no_zip_for_ending_in_one(store, work, tmp_path):
+    inner = tmp_path / "weights.npz"
+    with zipfile.ZipFile(inner, "w") as file:
+        file.writestr("arr.npy", b"0" * 100)
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(inner, "weights.npz")
+    with pytest.raises(NotFoundError) as caught, open_bento(str(path), store.home, work.spool):
+        pass
+    assert "no bento.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["", "gz", "bz2", "xz"])
+def test_a_damaged_bit_or_a_missing_end_is_seen(tmp_path, mode):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, f"w:{mode}") as tar:
+        for name in ("bento.yaml", "src/a.py"):
+            info = tarfile.TarInfo(name)
+            info.size = 700
+            tar.addfile(info, io.BytesIO(os.urandom(700)))
+    data = path.read_bytes()
+    if mode:
+        damaged = [data[: len(data) // 2], data[:-4], data[:-4] + bytes(4)]  # what the checksum is, or the index
+    else:
+        second = 512 + 1024
+        damaged = [data[:second], data[: second + 100], data[:second] + b"\x01" + data[second + 1 :]]
+    for number, content in enumerate(damaged):
+        path.write_bytes(content)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.raises(DamagedError, match="cannot be unpacked"):
+            unpack(path, folder)
+
+
+def test_a_header_that_would_fill_the_memory_is_refused(tmp_path):
+    path = tmp_path / "x.tar"
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 32
+    path.write_bytes(info.tobuf() + bytes(4096))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DamagedError, match="too many"):
+        unpack(path, tmp_path / "out")
 
 
 def test_an_archive_that_is_cut_short(store, work, tmp_path):

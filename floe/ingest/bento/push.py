@@ -100,7 +100,8 @@ class _Pusher:
         known = _known(self.catalog, ref)
         if known is not None and not read_again and _is_same(known[1], model, labels, only):
             return PushedModel(model, ref, known[0], known[1].sizes.content, 0, reused=True)
-        if known is not None and not labels.items() & known[1].labels.items():
+        there = known[1] if known is not None else _there(self.catalog, ref)
+        if there is not None and not labels.items() & there.labels.items():
             raise BadInputError(
                 f"the store's model {ref} is not that of Bento {self.bento}: it was pushed by other means",
                 hint=f"if it may go, `floe model rm {ref}` first; `floe model tag` keeps it under another name",
@@ -141,6 +142,15 @@ def _known(catalog: Catalog, ref: ModelRef) -> tuple[str, Manifest] | None:
         return catalog.resolve_model(ref)
     except (NotFoundError, DamagedError, UnsupportedError, UntrustedError):
         return None  # it is stored, and signed, anew
+
+
+def _there(catalog: Catalog, ref: ModelRef) -> Manifest | None:
+    """What a tag names, whoever signed it; None when that is nothing that can be read. UnsupportedError: a newer version's."""
+    digest = catalog.find_model(ref)
+    try:
+        return catalog.get_manifest(digest) if digest else None
+    except (NotFoundError, DamagedError):
+        return None
 
 
 def _is_same(manifest: Manifest, model: FoundModel, labels: dict[str, str], only: frozenset[bytes] | None) -> bool:
