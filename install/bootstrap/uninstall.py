@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ _STORE = Path("/var/lib/floe/store")
 _INDEX = Path("/var/lib/floe/index.db")
 _DROP_IN = services.PLACE / "containerd.service.d/50-floe.conf"  # install/gke/extras.sh puts it there
 _TREES = "/run/floe/trees"  # a mount of its own, so that what is mounted in it does not spread; the daemons leave it
+_SHOWN = 40  # lines of a message
+_DRAIN = (
+    "drain the node, stop kubelet if it runs (else it makes pods anew), crictl rmp -fa, crictl rmi --all, "
+    "floe umount what floe model mount mounted; then run this again"
+)
 
 
 def describe(record: Record) -> list[str]:
@@ -46,7 +52,8 @@ def check(record: Record) -> None:
             "install/gke/extras.sh remove / && systemctl daemon-reload; then run this again",
         )
     if record.data.get("containerd"):
-        containerd.unconfigure(record.asked, dry_run=True)
+        # Before the mounts: people know containers and images by their names, mounts by none.
+        _check_needed(containerd.unconfigure(record.asked, dry_run=True))
     done = run(environment.COMMAND, "status", "--json", check=False, environ=environment.clean())
     try:
         mounts = json.loads(done.stdout)["mounts"]
@@ -57,7 +64,22 @@ def check(record: Record) -> None:
         more = f" and {len(uses) - 5} more" if len(uses) > 5 else ""
         raise NodeError(
             f"{len(uses)} uses of Floe's mounts are left: {', '.join(uses[:5])}{more}",
-            "drain the node, remove its containers, crictl rmi --all, floe umount what floe model mount mounted; then run this again",
+            _DRAIN,
+        )
+
+
+def _check_needed(answer: Mapping[str, Any]) -> None:
+    """NodeError that lists the containers and images which would not start without Floe, as its command found them."""
+    stranded = answer.get("stranded", {})  # an older version that is installed says nothing of them
+    containers, images = stranded.get("containers", ()), stranded.get("images", ())
+    lines = [f"container {c['id'][:13]} of {c['image']} ({c['namespace']})" for c in containers]
+    lines += [f"image {i['name']} ({i['namespace']})" for i in images]
+    if lines:
+        counts = f"{len(containers)} containers and {len(images)} images"
+        more = [f"and {len(lines) - _SHOWN} more: floe containerd unconfigure --dry-run --json lists them"]
+        shown = [*lines[:_SHOWN], *(more if len(lines) > _SHOWN else [])]
+        raise NodeError(
+            "\n  ".join([f"{counts} need Floe and would not start without it; nothing was changed", *shown]), _DRAIN
         )
 
 

@@ -192,7 +192,9 @@ def test_a_node_in_use_is_not_uninstalled(node, state):
     before, processes = files_of(node), processes_of(node)
     done = node.bootstrap("--uninstall", "--yes", check=False)
     assert done.returncode == 1
-    assert "uses of Floe's mounts are left" in done.stderr
+    assert "need Floe and would not start without it" in done.stderr
+    assert f"container {state['container'][:13]} of " in done.stderr
+    assert f"image {LAZY} (k8s.io)" in done.stderr
     assert "hint: drain the node" in done.stderr
     assert (files_of(node), processes_of(node)) == (before, processes)
     assert digests(state["cri"], state["container"], [1]) == expected([1])

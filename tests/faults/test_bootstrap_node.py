@@ -328,6 +328,32 @@ def test_uninstall_is_refused_while_something_puts_floe_back(node):
     assert not node.path(RECORD).exists()
 
 
+def test_uninstall_lists_containers_and_images_before_it_looks_at_mounts(node):
+    program = text(node, node.program)
+    needed = {
+        "containers": [{"namespace": "k8s.io", "id": "c" * 64, "image": "example.org/a:1", "running": True}],
+        "images": [{"namespace": "k8s.io", "name": f"example.org/{number}:1"} for number in range(50)],
+    }
+    nothing = {"containers": [], "images": []}
+    listed = ("container ccccccccccccc of example.org/a:1 (k8s.io)", "image example.org/38:1 (k8s.io)", "and 11 more")
+    mounted = ("1 uses of Floe's mounts", "/somebody/uses/it")
+    mounts = json.dumps({"mounts": [{"tree": "/run/floe/trees/1", "uses": ["/somebody/uses/it"]}]})
+    node.write("/opt/fake/mounts", mounts)
+    answers = (
+        'case "$*" in *unconfigure*--dry-run*) cat /opt/fake/needed; exit ;; status*) cat /opt/fake/mounts; exit ;; esac'
+    )
+    node.write(node.program, program.replace("exec", f"{answers}\nexec", 1), 0o755)
+    for stranded, said, unsaid in ((needed, listed, "/somebody/uses/it"), (nothing, mounted, "need Floe")):
+        answer = {"changed": True, "notes": [], "stranded": {"asked": True, **stranded}}
+        node.write("/opt/fake/needed", json.dumps(answer))
+        before = node.changed()
+        done = node.bootstrap("--yes", "--uninstall")
+        assert done.returncode == 1
+        assert [one for one in (*said, "hint: drain the node") if one not in done.stderr] == []
+        assert unsaid not in done.stderr
+        assert (node.changed(), did(node)) == (before, [])
+
+
 def test_an_uninstall_that_was_killed_after_it_took_floe_out_restarts_containerd_when_it_goes_on(node):
     program = text(node, node.program)
     floe = f"{Path(sys.executable).parent}/floe"
