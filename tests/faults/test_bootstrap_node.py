@@ -340,7 +340,8 @@ def test_uninstall_lists_containers_and_images_before_it_looks_at_mounts(node):
     mounts = json.dumps({"mounts": [{"tree": "/run/floe/trees/1", "uses": ["/somebody/uses/it"]}]})
     node.write("/opt/fake/mounts", mounts)
     answers = (
-        'case "$*" in *unconfigure*--dry-run*) cat /opt/fake/needed; exit ;; status*) cat /opt/fake/mounts; exit ;; esac'
+        'case "$*" in *unconfigure*--dry-run*) cat /opt/fake/needed; exit ;; '
+        "status*) cat /opt/fake/mounts; exit ;; esac"
     )
     node.write(node.program, program.replace("exec", f"{answers}\nexec", 1), 0o755)
     for stranded, said, unsaid in ((needed, listed, "/somebody/uses/it"), (nothing, mounted, "need Floe")):
