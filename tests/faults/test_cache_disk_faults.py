@@ -32,7 +32,8 @@ def disk(tmp_path):
     subprocess.run(["mkfs.ext4", "-q", "-N", "64", "-m", "0", str(image)], check=True)
     subprocess.run(["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)], check=True)
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    # A thread may still be about to close what it read, or tell of the disk.
+    wait_until(lambda: subprocess.run(["umount", str(folder)], check=False).returncode == 0)
 
 
 def fill(folder):
