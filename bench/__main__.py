@@ -56,7 +56,7 @@ def _options() -> argparse.Namespace:
 
 def _measure(work: Path, options: argparse.Namespace) -> Results:
     source = work / "data"
-    _say("making the data")
+    command.say("making the data")
     data.make(source, large=options.size * MIB, files=options.files)
     size = data.size(source)
     results = Results(facts=_facts(options, size))
@@ -83,11 +83,11 @@ def _add_floe(
 ) -> None:
     """Push the data to `store`; mount it on a node through FUSE, on one natively, on one portably, all caches full."""
     fuse, resident, portable = (FloeNode(work, name, store) for name in ("fuse", "resident", "portable"))
-    _say("floe model push")
+    command.say("floe model push")
     fuse.push(source)
     # Mounted while its packs are not in the node cache, this mount stays on FUSE when they are.
     folders[FUSE] = stack.enter_context(fuse.mounted())
-    _say("filling the node caches")
+    command.say("filling the node caches")
     _read_all(folders[FUSE])
     with resident.mounted() as folder:
         _read_all(folder)
@@ -117,7 +117,7 @@ def _with_peers(
     juice = peers.JuiceFS(work, redis, f"{s3.endpoint}/{s3.bucket()}", servers.KEYS)
     stack.callback(juice.umount)
     juice.mount()
-    _say("copying the data into JuiceFS")
+    command.say("copying the data into JuiceFS")
     juice.fill(source)
     _read_all(juice.mountpoint)
     _rounds(results, {**folders, JUICE: juice.mountpoint}, options)
@@ -147,7 +147,7 @@ def _with_peers(
         }
         if title.endswith(workloads.LARGE):
             runs[GETS] = partial(after_emptying, partial(gets.fetch, "large.bin"))
-        _say(f"{title}: {', '.join(runs)}")
+        command.say(f"{title}: {', '.join(runs)}")
         runs["native erofs"]()
         results.measure(title, options.first_rounds, lambda runs=runs: {name: run() for name, run in runs.items()})
     results.facts["mounting with an empty cache, seconds"] = {
@@ -161,7 +161,7 @@ def _rounds(results: Results, folders: dict[str, Path], options: argparse.Namesp
             continue
         for folder in folders.values():
             workload(folder)  # brings every backing file into the page cache, for all alike
-        _say(f"{title}: {', '.join(folders)}")
+        command.say(f"{title}: {', '.join(folders)}")
         # Subjects take turns within a round, so that a slow minute of the machine hits all of them.
         results.measure(title, options.rounds, partial(_one_round, workload, folders))
 
@@ -188,11 +188,6 @@ def _facts(options: argparse.Namespace, size: int) -> dict[str, object]:
         "bytes in all": size,
         "page cache": "dropped before each run for the files read, their backing files in it; cold and first: all of it dropped",
     }
-
-
-def _say(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"bench: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

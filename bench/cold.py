@@ -96,7 +96,7 @@ class _Cold:
             "proxy": self._proxy,
         }
         for name in only:
-            _say(name)
+            command.say(name)
             measures[name]()
         return self._results
 
@@ -251,7 +251,7 @@ class _Cold:
     # what it is measured with
 
     def _store_large(self) -> None:
-        _say("making the large file")
+        command.say("making the large file")
         folder = self._work / "large-data"
         folder.mkdir()
         source = np.random.default_rng(20261124)
@@ -315,11 +315,6 @@ def _random_reads(path: Path, offsets: list[int]) -> list[float]:
     finally:
         os.close(file)
     return seconds
-
-
-def _say(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"bench: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,12 @@ def folder(parent: Path | None) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def say(text: str) -> None:
+    """What is done now, for who looks on at a terminal."""
+    if sys.stderr.isatty():
+        print(f"bench: {text}", file=sys.stderr)
+
+
 def show(options: argparse.Namespace, found: Any, text: str) -> None:
     """Print `found` as JSON or `text`, as the options say, and keep the JSON where they want it."""
     document = json.dumps(found, indent=1)

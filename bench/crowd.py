@@ -80,7 +80,7 @@ class _Crowd:
         """Mount everything, then read in rounds."""
         options = self._options
         for number in range(options.images):
-            _say(f"image {number + 1} of {options.images}")
+            command.say(f"image {number + 1} of {options.images}")
             self._mount(self._image(number))
         folder = self._daemons.run_dir / "trees"
         trees = [m.target for m in mounttable.mounts() if m.fstype == "erofs" and Path(m.target).is_relative_to(folder)]
@@ -147,7 +147,7 @@ class _Crowd:
         mountpoint.mkdir()
         names = []
         for number in range(self._options.rounds):
-            _say(f"model {number + 1} of {self._options.rounds}")
+            command.say(f"model {number + 1} of {self._options.rounds}")
             data.make(source, large=self._options.fill * MIB, files=0)
             with (source / "large.bin").open("r+b") as file:
                 for start in range(0, self._options.fill * MIB, MIB):  # no frame like one of another round's
@@ -194,11 +194,6 @@ def _peak(pid: int) -> int:
     """Peak resident bytes. Source: proc(5), VmHWM in /proc/pid/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
-
-
-def _say(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"bench: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

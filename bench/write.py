@@ -81,7 +81,7 @@ class _Writing:
         return self._results
 
     def _index(self) -> None:
-        _say("making the layer")
+        command.say("making the layer")
         tar = self._work / "layer.tar"
         images = _images(self._work, tar, files=self._options.files, size=self._options.layer * 1_000_000)
         plain, packed = images[""], images["gzip"]
@@ -107,7 +107,7 @@ class _Writing:
 
     def _push(self) -> None:
         weights = self._work / "weights"
-        _say("making the weights")
+        command.say("making the weights")
         data.make(weights, large=self._options.size * MIB, files=0)
         upload = _RawUpload(weights / "large.bin", self._s3)
         self._results.facts |= {"weights bytes": data.size(weights), "raw upload's connections": upload.choose()}
@@ -116,7 +116,7 @@ class _Writing:
         self._rounds("push weights", {UPLOAD: upload.run, **to_bucket}, UPLOAD)
 
     def _rounds(self, title: str, runs: dict[str, Callable[[], float]], base: str) -> None:
-        _say(f"{title}: {', '.join(runs)}")
+        command.say(f"{title}: {', '.join(runs)}")
         for work in runs.values():  # what they read is in the page cache then, for all alike
             work()
         self._results.measure(
@@ -226,11 +226,6 @@ def _quiet(work: Callable[[], float]) -> float:
     """`work` once what was written before it lies on the disk."""
     os.sync()
     return work()
-
-
-def _say(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"bench: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":
