@@ -10,13 +10,13 @@ import json
 import re
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from floe.containerd import wanted
+from floe.containerd.version import last_line, run
 from floe.store.errors import NotFoundError, UnavailableError
 
 _SOCKET, _ROOT = "/run/containerd/containerd.sock", "/var/lib/containerd"
@@ -114,21 +114,9 @@ class Daemon:
     def _ask(self, namespace: str, *arguments: str, table: str = "") -> str:
         """What ctr prints. One that printed the `table` that begins so has failed in the column about unpacking alone."""
         command = [str(self.ctr), "--address", str(self.address), "--namespace", namespace, *arguments]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                timeout=_SECONDS,
-                stdin=subprocess.DEVNULL,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise UnavailableError(f"{' '.join(command)} does not run: {error}", hint="run it by hand") from error
+        done = run(command, _SECONDS, hint="run it by hand")
         if done.returncode != 0 and not (table and done.stdout.startswith(table)):
-            said = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise UnavailableError(f"{' '.join(command)} failed: {said[-1][:500]}", hint="run it by hand")
+            raise UnavailableError(f"{' '.join(command)} failed: {last_line(done.stderr)}", hint="run it by hand")
         return done.stdout
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,23 +65,28 @@ def find_binary(given: Path | None) -> Path | None:
 def ask(binary: Path, *arguments: str) -> str:
     """What the program prints. UnavailableError when it fails, with its own words."""
     command = [str(binary), *arguments]
+    done = run(command, _SECONDS, hint="check --containerd")
+    if done.returncode != 0:
+        # With arguments, it was given a configuration to read.
+        hint = "mend what it names in that file or its imports" if arguments[0] == "--config" else "check --containerd"
+        raise UnavailableError(f"{' '.join(command)} failed: {last_line(done.stderr)}", hint=hint)
+    return done.stdout
+
+
+def run(command: Sequence[str], seconds: float, *, hint: str) -> subprocess.CompletedProcess[str]:
+    """What a program of containerd's says, however it ends. UnavailableError when it does not run, or for too long."""
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
             capture_output=True,
             text=True,
             errors="replace",
             check=False,
-            timeout=_SECONDS,
+            timeout=seconds,
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"{' '.join(command)} does not run: {error}", hint="check --containerd") from error
-    if done.returncode != 0:
-        # With arguments, it was given a configuration to read.
-        hint = "mend what it names in that file or its imports" if arguments[0] == "--config" else "check --containerd"
-        raise UnavailableError(f"{' '.join(command)} failed: {_last_line(done.stderr)}", hint=hint)
-    return done.stdout
+        raise UnavailableError(f"{' '.join(command)} does not run: {error}", hint=hint) from error
 
 
 def detect(binary: Path | None, given: str | None) -> Version:
@@ -95,6 +101,7 @@ def detect(binary: Path | None, given: str | None) -> Version:
     return Version.parse(ask(binary, "--version").replace(".com", ""))
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """The last that a program said, shortened."""
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1][:500] if lines else "it said nothing"
