@@ -16,6 +16,7 @@ from pathlib import Path
 from floe.client.content import read_into
 from floe.client.tree import DIRECTORY, FILE, Entry, TreePaths
 from floe.fuse.reader import Reader
+from floe.store.cache.durable import write_all
 from floe.store.errors import AccessDeniedError, BadInputError, FloeError, NoSpaceError, UnavailableError
 from floe.store.progress import Progress
 
@@ -118,14 +119,11 @@ def _write(
                     if extent.pack is not None:  # what is zeros stays a hole
                         part = buffer[: extent.length]
                         read_into(tree.image, reader, inode, offset + at, part)
-                        _write_all(fd, offset + at, part)
+                        write_all(fd, part, offset + at)
                     at += extent.length
                 if progress is not None:
                     progress.advance(length)
-            warnings.extend(_set_xattrs(tree, entry, fd))
-            os.fchmod(fd, entry.mode & 0o777)
-            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-            os.fsync(fd)
+            warnings.extend(_complete(tree, entry, fd))
         finally:
             os.close(fd)
 
@@ -153,18 +151,18 @@ def _finish(
     for entry in (*reversed([entry for entry in entries if entry.kind == DIRECTORY]), tree.find("")):
         fd = os.open(root / entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            warnings.extend(_set_xattrs(tree, entry, fd))
-            os.fchmod(fd, entry.mode & 0o777)
-            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-            os.fsync(fd)
+            warnings.extend(_complete(tree, entry, fd))
         finally:
             os.close(fd)
 
 
-def _write_all(fd: int, offset: int, data: memoryview) -> None:
-    while data:
-        done = os.pwrite(fd, data, offset)
-        data, offset = data[done:], offset + done
+def _complete(tree: TreePaths, entry: Entry, fd: int) -> list[str]:
+    """Give what is written its attributes, and have it on the disk; warnings."""
+    warnings = list(_set_xattrs(tree, entry, fd))
+    os.fchmod(fd, entry.mode & 0o777)
+    os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+    os.fsync(fd)
+    return warnings
 
 
 def _set_xattrs(tree: TreePaths, entry: Entry, fd: int) -> Iterator[str]:
