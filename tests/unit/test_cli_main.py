@@ -15,7 +15,7 @@ from floe.cli.completion import words_of
 from floe.cli.main import build_parser, main
 from floe.cli.options import SHARED
 from floe.cli.settings import KEYS, flag_name
-from floe.ingest.oci import attach as attaching
+from floe.ingest.oci import opening
 from floe.store.errors import BadInputError
 
 HEAVY = {
@@ -201,8 +201,8 @@ def test_source_and_target_may_differ_in_tls(monkeypatch, flags, plain):
 
         return open_
 
-    monkeypatch.setattr(attaching, "open_source", opener("source"))
-    monkeypatch.setattr(attaching, "open_target", opener("target"))
+    monkeypatch.setattr(opening, "open_source", opener("source"))
+    monkeypatch.setattr(opening, "open_target", opener("target"))
     argv = ["image", "attach", "--config=", "--store", "memory://", "--index", "none", "a", "b", "--model", "m=/m"]
     assert main([*argv, *flags]) == 2
     assert asked == [("source", plain[0]), ("target", plain[1])]

@@ -35,7 +35,7 @@ _COMPRESSED: dict[bytes, Callable[[Path, str], Any]] = {
 }
 _ZIP = (b"PK\3\4", b"PK\5\6")  # what one begins with; it may stand at the end of a tar, too, as a file's content
 _ERRORS = (
-    *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, gzip.BadGzipFile),
+    *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
     *(EOFError, RuntimeError, ValueError, OverflowError),
 )
 
@@ -90,12 +90,12 @@ def unpack(archive: Path, folder: Path) -> None:
         # Deepest first: writing into a directory moves its time.
         for member in sorted(made, key=lambda member: len(member.path.parts), reverse=True):
             os.utime(folder / member.path, (member.mtime, member.mtime))
-    except _ERRORS as error:
-        raise DamagedError(f"{archive} cannot be unpacked: {error}", hint="export the Bento again") from error
     except FileExistsError as error:
         raise DamagedError(f"{archive} holds one name twice: {error.filename}", hint="export it again") from error
-    except OSError as error:
-        if error.errno is None:  # bz2's word for damage
+    except (*_ERRORS, OSError) as error:
+        if (
+            not isinstance(error, OSError) or error.errno is None
+        ):  # gzip and bz2 say damage by an OSError without a number
             raise DamagedError(f"{archive} cannot be unpacked: {error}", hint="export the Bento again") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(

@@ -6,7 +6,6 @@ Bento's files in a layer. What BentoML keeps beside its models (`latest` files, 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from floe.ingest.bento.find import HUB_MODELS, MODELS, Bento, latest_files
 from floe.ingest.bento.push import PushedModel
 from floe.ingest.oci import carried, derived, places
 from floe.ingest.oci.attach import Addition, AttachResult, attach_to, image_layers
-from floe.ingest.oci.opening import open_source, open_target
+from floe.ingest.oci.opening import open_both
 from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.source import Image, resolve
 from floe.store.catalog import Catalog
@@ -66,13 +65,13 @@ def write_image(
     """
     for name in (base, target):
         check_text(name, "image")
-    with contextlib.ExitStack() as stack:
-        source = stack.enter_context(
-            contextlib.closing(open_source(base, plain_http=plain_http, registry_config=registry_config))
-        )
-        written = stack.enter_context(
-            contextlib.closing(open_target(target, plain_http=target_plain_http, registry_config=registry_config))
-        )
+    with open_both(
+        base,
+        target,
+        plain_http=plain_http,
+        target_plain_http=target_plain_http,
+        registry_config=registry_config,
+    ) as (source, written):
         image = resolve(source, Platform.parse(platform) if platform else None)
         root = _root_of(image)
         placed = [(model, f"{root}/{model.found.place}") for model in pushed]

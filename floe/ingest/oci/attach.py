@@ -20,7 +20,7 @@ from floe.ingest.oci.compression import decompress
 from floe.ingest.oci.derived import NewLayer
 from floe.ingest.oci.layers import OPAQUE_VALUE, OPAQUE_XATTR, LayerTree, read_layer
 from floe.ingest.oci.media import Descriptor
-from floe.ingest.oci.opening import open_source, open_target
+from floe.ingest.oci.opening import open_both
 from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.source import Image, Target, resolve
 from floe.ingest.oci.tarstream import Content
@@ -105,14 +105,13 @@ def attach(
         check_text(name, "image")
     places.check_apart(places.check_path(path) for _, path in models)
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
-    with contextlib.ExitStack() as stack:
-        found = stack.enter_context(
-            contextlib.closing(open_source(source, plain_http=plain_http, registry_config=registry_config))
-        )
-        plain = plain_http if target_plain_http is None else target_plain_http
-        written = stack.enter_context(
-            contextlib.closing(open_target(target, plain_http=plain, registry_config=registry_config))
-        )
+    with open_both(
+        source,
+        target,
+        plain_http=plain_http,
+        target_plain_http=target_plain_http,
+        registry_config=registry_config,
+    ) as (found, written):
         return attach_to(catalog, lambda: resolve(found, wanted), written, models, progress=progress)
 
 

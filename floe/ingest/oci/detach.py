@@ -14,7 +14,7 @@ from floe.ingest.oci import carried, derived, media, places
 from floe.ingest.oci.attachments import keep, record
 from floe.ingest.oci.carried import Carried
 from floe.ingest.oci.media import Descriptor
-from floe.ingest.oci.opening import open_source, open_target
+from floe.ingest.oci.opening import open_both
 from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.source import Image, Target, resolve
 from floe.store.catalog import Catalog
@@ -63,14 +63,13 @@ def detach(
     for name in (source, target):
         check_text(name, "image")
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
-    with contextlib.ExitStack() as stack:
-        found = stack.enter_context(
-            contextlib.closing(open_source(source, plain_http=plain_http, registry_config=registry_config))
-        )
-        plain = plain_http if target_plain_http is None else target_plain_http
-        written = stack.enter_context(
-            contextlib.closing(open_target(target, plain_http=plain, registry_config=registry_config))
-        )
+    with open_both(
+        source,
+        target,
+        plain_http=plain_http,
+        target_plain_http=target_plain_http,
+        registry_config=registry_config,
+    ) as (found, written):
         image = resolve(found, wanted)
         present = carried.carried_models(image)
         gone = choose(present, models, image.name)

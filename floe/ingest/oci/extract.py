@@ -22,7 +22,7 @@ from floe.ingest.oci.gzipped import GzipWriter, file_pieces
 from floe.ingest.oci.layers import LayerTree, read_layer
 from floe.ingest.oci.media import Descriptor
 from floe.ingest.oci.merging import merged_directory
-from floe.ingest.oci.opening import open_source, open_target
+from floe.ingest.oci.opening import open_both
 from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.source import Image, resolve
 from floe.ingest.oci.tarheader import LINK, Entry
@@ -85,14 +85,16 @@ def extract(
             raise BadInputError(f"cannot push to {ref}: a digest names what is stored already", hint="give NAME[:TAG]")
     wanted = [(ref, places.check_path(path)) for ref, path in directories]
     places.check_apart(path for _, path in wanted)
-    with contextlib.ExitStack() as stack:
-        found = stack.enter_context(
-            contextlib.closing(open_source(source, plain_http=plain_http, registry_config=registry_config))
-        )
-        plain = plain_http if target_plain_http is None else target_plain_http
-        written = stack.enter_context(
-            contextlib.closing(open_target(target, plain_http=plain, registry_config=registry_config))
-        )
+    with (
+        open_both(
+            source,
+            target,
+            plain_http=plain_http,
+            target_plain_http=target_plain_http,
+            registry_config=registry_config,
+        ) as (found, written),
+        contextlib.ExitStack() as stack,
+    ):
         spool_dir.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="detach-", dir=spool_dir))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)

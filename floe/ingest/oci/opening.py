@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from floe.ingest.oci.dockerarchive import DockerArchiveSource
@@ -35,3 +36,19 @@ def open_target(text: str, *, plain_http: bool = False, registry_config: Sequenc
     if not isinstance(ref, LayoutRef):
         raise BadInputError(f"cannot write to {ref}", hint="use oci:DIR[:TAG] or HOST/NAME:TAG")
     return LayoutTarget(ref)
+
+
+@contextlib.contextmanager
+def open_both(
+    source: str, target: str, *, plain_http: bool, target_plain_http: bool | None, registry_config: Sequence[Path]
+) -> Iterator[tuple[Source, Target]]:
+    """Where an image is read from and a new one is written to, closed afterwards.
+
+    `plain_http` is for both, unless `target_plain_http` says otherwise of the target.
+    """
+    plain = plain_http if target_plain_http is None else target_plain_http
+    with (
+        contextlib.closing(open_source(source, plain_http=plain_http, registry_config=registry_config)) as found,
+        contextlib.closing(open_target(target, plain_http=plain, registry_config=registry_config)) as written,
+    ):
+        yield found, written
