@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,15 +15,13 @@ from floe import __version__
 from floe.snapshotter.directories import translated
 from floe.snapshotter.snapshotter import Figures
 from floe.snapshotter.sockets import refuse_live_socket
-from floe.store.cache.packfiles import NO_DESCRIPTORS
+from floe.store.process import accept
 
 log = logging.getLogger(__name__)
 
 NAME = "snapshotter-status.sock"
 # How long a reader may take to read its line, in seconds.
 _PATIENCE = 1.0
-# And how long nobody is answered when there are no descriptors to spare.
-_REST = 1.0
 
 
 class StatusSocket:
@@ -57,14 +54,7 @@ class StatusSocket:
         self._path.unlink(missing_ok=True)
 
     def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError as error:
-                if error.errno not in NO_DESCRIPTORS:
-                    return  # closed
-                time.sleep(_REST)
-                continue
+        while (connection := accept(self._socket)) is not None:
             with connection:
                 try:
                     connection.settimeout(_PATIENCE)

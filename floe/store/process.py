@@ -17,15 +17,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from floe.store import mounttable
 from floe.store.errors import BusyError, PreconditionError
+
+if TYPE_CHECKING:
+    import socket  # at run time it is the callers' who need it: the keeper does not
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 _CAP_IPC_LOCK = 14
 _SIGKILL_BIT = 1 << 8  # in the masks of /proc/<pid>/status
 _OOM_SCORE_ADJ = -999  # -1000 would exempt the children too, containers' shims included
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # says nothing about what was to be opened
+_REST = 1.0  # seconds in which nobody is accepted after that
 
 
 def log(name: str, message: str) -> None:
@@ -340,3 +346,14 @@ def listen_fds() -> dict[str, int]:
         os.set_inheritable(fd, False)
         found[names[position] if position < len(names) else "unknown"] = fd
     return found
+
+
+def accept(listener: socket.socket) -> socket.socket | None:
+    """The next connection; None when the listener is closed. While there are no descriptors to spare nobody is taken."""
+    while True:
+        try:
+            return listener.accept()[0]
+        except OSError as error:
+            if error.errno not in NO_DESCRIPTORS:
+                return None
+            time.sleep(_REST)

@@ -25,12 +25,12 @@ from typing import Any
 from floe.fuse.pack_reader import PackReader
 from floe.fuse.reader import Done, Ticket
 from floe.store.cache import Cache, CacheGroup, NodeCache, Writer, open_writer
-from floe.store.cache.packfiles import NO_DESCRIPTORS
 from floe.store.errors import BusyError, CancelledError, FloeError, UnavailableError
 from floe.store.ids import Buffer
 from floe.store.objects import open_store
 from floe.store.objects.base import ObjectStore
 from floe.store.policy import NEVER
+from floe.store.process import accept
 
 _log = logging.getLogger(__name__)
 SOCKET = "portable.sock"
@@ -38,7 +38,6 @@ _REQUEST = struct.Struct("<Q64sQI")  # number, pack id, offset and length in byt
 _ANSWER = struct.Struct("<QBI")  # number, 1 for an error, bytes that follow
 _JOIN = 10.0  # seconds to become writer or guest at the start; reads wait as long as they may
 _POLL = 0.02  # seconds between two attempts
-_REST = 1.0  # seconds in which no guest is taken when there are no descriptors to spare
 _Pending = tuple[str, int, int, Done]
 
 
@@ -176,14 +175,7 @@ class _Owner:
         threading.Thread(target=self._accept, name="guests", daemon=True).start()
 
     def _accept(self) -> None:
-        while True:
-            try:
-                guest, _ = self._listener.accept()
-            except OSError as error:
-                if error.errno not in NO_DESCRIPTORS:
-                    return  # closed
-                time.sleep(_REST)
-                continue
+        while (guest := accept(self._listener)) is not None:
             self._guests.add(guest)
             threading.Thread(target=self._host, args=(guest,), name="guest", daemon=True).start()
 

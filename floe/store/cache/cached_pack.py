@@ -19,9 +19,10 @@ from pathlib import Path
 from floe.store.cache.bitmap import HEADER_BYTES, Bitmap, runs
 from floe.store.cache.durable import is_in_memory, punch, sync_folder, write_all
 from floe.store.cache.eviction import EMPTY, EXTENT, EXTENT_SHIFT, UNREAD
-from floe.store.cache.packfiles import NO_DESCRIPTORS, Files
+from floe.store.cache.packfiles import Files
 from floe.store.cache.usage import Usage
 from floe.store.ids import Buffer
+from floe.store.process import NO_DESCRIPTORS
 
 _log = logging.getLogger(__name__)
 

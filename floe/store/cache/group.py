@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from floe.store.cache.node_cache import NodeCache
-from floe.store.cache.packfiles import NO_DESCRIPTORS
 from floe.store.cache.placing import ranked
 from floe.store.errors import DiskError, FloeError, NoSpaceError
 from floe.store.ids import Buffer, check_hexdigest
 from floe.store.packindex import PackIndex
+from floe.store.process import NO_DESCRIPTORS
 
 _log = logging.getLogger(__name__)
 _AGAIN = 60.0  # seconds until a directory that failed is tried again

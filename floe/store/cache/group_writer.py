@@ -21,7 +21,6 @@ from floe.store.cache.cached_pack import CachedPack
 from floe.store.cache.durable import sync_folder, write_all
 from floe.store.cache.group import FOR_GOOD, CacheGroup
 from floe.store.cache.node_cache import FULL, NodeCache
-from floe.store.cache.packfiles import NO_DESCRIPTORS
 from floe.store.cache.shares import Room, Share, Shares
 from floe.store.cache.tables import Tables
 from floe.store.cache.writer import COUNTERS, CacheWriter, Group
@@ -29,6 +28,7 @@ from floe.store.errors import BusyError, FloeError
 from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import Buffer
 from floe.store.policy import NEVER
+from floe.store.process import NO_DESCRIPTORS
 
 _log = logging.getLogger(__name__)
 _LOOK = 10.0  # seconds between two looks at a directory that nobody complained of

@@ -11,8 +11,7 @@ from pathlib import Path
 from floe.store.cache.bypass import Bypass
 from floe.store.cache.durable import begin_write_back, is_in_memory, write_pieces
 from floe.store.ids import Buffer
-
-NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # says nothing about a frame
+from floe.store.process import NO_DESCRIPTORS
 
 
 class Files:

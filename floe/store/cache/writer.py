@@ -24,13 +24,13 @@ from floe.store.cache.eviction import EXTENT, batch, oldest_first, shortage
 from floe.store.cache.load import load_pack
 from floe.store.cache.node_cache import NodeCache, disk_errors
 from floe.store.cache.ownership import leave_packs, own, remove_left
-from floe.store.cache.packfiles import NO_DESCRIPTORS
 from floe.store.cache.shares import Room, Share, Shares, is_policy
 from floe.store.cache.tables import Tables
 from floe.store.cache.usage import Usage
 from floe.store.errors import DamagedError, FloeError, TransitDamageError
 from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import Buffer, is_hexdigest
+from floe.store.process import NO_DESCRIPTORS
 
 _log = logging.getLogger(__name__)
 
