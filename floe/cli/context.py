@@ -81,13 +81,19 @@ def check_patience(settings: Settings) -> None:
         )
 
 
-def open_cache(settings: Settings) -> Cache:
+def open_cache(settings: Settings, *, required: bool = True) -> Cache:
     """The node cache, the size and reserve of each directory reckoned on the disk that holds it."""
     from floe.store.cache import open_cache as open_directories  # noqa: PLC0415 - lazy: keeps --help fast
 
-    make_cache_directories(settings)
+    try:
+        make_cache_directories(settings)
+    except FloeError:
+        if required:
+            raise
     return open_directories(
-        settings.cache_roots, lambda total: (settings.cache_size.of(total), settings.cache_min_free.of(total))
+        settings.cache_roots,
+        lambda total: (settings.cache_size.of(total), settings.cache_min_free.of(total)),
+        required=required,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from typing import NoReturn
@@ -10,6 +11,9 @@ from typing import NoReturn
 from floe.cli.context import make_cache_directories, make_directory
 from floe.cli.options import READING, Commands, add_command, add_settings, settings_of
 from floe.cli.settings import Settings
+from floe.store.errors import FloeError
+
+_log = logging.getLogger(__name__)
 
 WORKER_KEYS = (
     *("store", "cache_dir", "cache_dirs", "run_dir", "cache_size", "cache_min_free"),
@@ -47,7 +51,12 @@ def _check(settings: Settings) -> None:
 
     open_store(settings.store).close()
     make_directory(settings.run_dir, "run directory", "--run-dir", 0o755)
-    make_cache_directories(settings)
+    try:
+        make_cache_directories(settings)
+    except FloeError as error:
+        if "LISTEN_FDS" not in os.environ:  # systemd kept no mounts for us, whose readers need no cache
+            raise
+        _log.error("%s; mounts that systemd kept are served from the store", error)
 
 
 def _become_keeper(settings: Settings, *, force: bool) -> NoReturn:

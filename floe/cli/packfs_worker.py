@@ -40,9 +40,8 @@ def run_worker(settings: Settings) -> int:
     with ExitStack() as stack:
         # Not one that retries: the reader does, for as long as anybody waits, and knows why reads wait.
         store = stack.enter_context(closing(open_store(settings.store, retry=False)))
-        writer = stack.enter_context(
-            closing(open_writer(open_cache(settings), wait=_PREDECESSOR, bypass=settings.cache_bypass))
-        )
+        cache = open_cache(settings, required=False)  # who reads a mounted tree needs no disk of ours
+        writer = stack.enter_context(closing(open_writer(cache, wait=_PREDECESSOR, bypass=settings.cache_bypass)))
         recorder = Recorder()
         reader = PackReader(
             store,

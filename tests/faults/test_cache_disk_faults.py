@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -56,7 +57,11 @@ def fail(folder):
 
 
 def remove(folder):
-    shutil.rmtree(folder / "cache")
+    def gone():  # the writer may still make a file where everything was just removed
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        return not (folder / "cache").exists()
+
+    wait_until(gone)
 
 
 WRONG = {"full": fill, "no inodes": take_inodes, "read-only": fail, "removed": remove}
@@ -131,5 +136,22 @@ def test_a_mounted_model_reads_on_and_status_says_why_nothing_is_kept(node, disk
         assert (node.place / name).read_bytes() == node.content[name]
     # Not that it is read-only: since Linux 6.15 such a disk does not say so to statvfs.
     wait_until(lambda: "since the worker's start; nobody's read failed" in node.floe("status").stdout)
+    node.floe("umount", node.place)
+    wait_until(lambda: not node.processes())
+
+
+def test_a_worker_that_finds_no_cache_directory_at_its_start_reads_from_the_store(node, disk):
+    assert (node.place / "one").read_bytes() == node.content["one"]
+    (disk / "cache").rename(disk / "lost")
+    (disk / "cache").touch()
+    (worker,) = [pid for pid, words in node.processes() if {"--worker", "floe.fuse.keeper"} & {*words} == {"--worker"}]
+    os.kill(worker, signal.SIGKILL)
+    for name in ("two", "three"):
+        assert (node.place / name).read_bytes() == node.content[name]
+    (directory,) = node.json("status")["cache"]["directories"]
+    assert directory["state"] == "left out"
+    assert f"cache folder {disk}/cache: File exists" in directory["problem"]
+    (disk / "cache").unlink()
+    (disk / "lost").rename(disk / "cache")
     node.floe("umount", node.place)
     wait_until(lambda: not node.processes())

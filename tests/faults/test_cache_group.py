@@ -20,7 +20,17 @@ from floe.fuse.pack_reader import PackReader
 from floe.fuse.pins import PolicyPins
 from floe.ingest.entries import Node
 from floe.ingest.erofs_writer import build_image
-from floe.store.cache import CacheGroup, CacheWriter, GroupWriter, NodeCache, group, group_writer, open_cache, placing
+from floe.store.cache import (
+    CacheGroup,
+    CacheWriter,
+    GroupWriter,
+    NodeCache,
+    group,
+    group_writer,
+    open_cache,
+    open_writer,
+    placing,
+)
 from floe.store.cache.shares import POLICY_PIN, Share
 from floe.store.errors import BadInputError, BusyError, DiskError, NoSpaceError, NotFoundError
 from floe.store.frames import VerifiedFrame
@@ -484,6 +494,20 @@ def test_one_that_cannot_be_used_at_the_start_is_left_out_unless_it_is_the_last(
         open_cache([tmp_path / "file"])
     with pytest.raises(DiskError):
         open_cache([tmp_path / "file", tmp_path / "file" / "below"])
+
+
+@pytest.mark.parametrize("names", [["file"], ["file", "file/below"]])
+def test_reads_need_no_directory_and_nothing_is_made_where_one_should_be(machine, tmp_path, names):
+    (tmp_path / "file").write_text("no directory")
+    roots = [tmp_path / name for name in names]
+    with (
+        contextlib.closing(open_writer(open_cache(roots, required=False))) as writer,
+        contextlib.closing(PackReader(machine.store, writer, readahead=0)) as reader,
+    ):
+        machine.reader = reader
+        machine.read_all()
+        assert [(disk["path"], disk["state"]) for disk in writer.disks()] == [(str(r), "left out") for r in roots]
+        assert not writer.room().is_plenty
 
 
 def test_a_directory_that_another_process_writes_to_is_no_failure_to_pass_over(machine, tmp_path):

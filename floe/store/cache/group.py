@@ -36,7 +36,7 @@ class CacheGroup:
     """`members`, each with bounds of its own; used as a NodeCache is. Thread-safe.
 
     `root` is the first one's. `size` and `min_free` are sums, `size` None when one has no bound. `missing`: directories that should
-    be members and cannot, and why.
+    be members and cannot, and why; when no directory can, all are both.
     """
 
     def __init__(self, members: Sequence[NodeCache], missing: Mapping[Path, str] | None = None) -> None:
@@ -48,7 +48,9 @@ class CacheGroup:
         self.size = None if None in sizes else sum(size for size in sizes if size is not None)
         self.min_free = sum(member.min_free for member in members)
         self._by_name = {str(member.root): member for member in members}
-        self._weights = {str(member.root): capacity(member.root) for member in members}
+        self._weights = {
+            str(member.root): 1 if member.root in self.missing else capacity(member.root) for member in members
+        }
         self._out: dict[Path, tuple[float, str]] = {}  # until when, and why
         self._lock = threading.Lock()
 

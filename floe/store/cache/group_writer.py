@@ -59,6 +59,9 @@ class GroupWriter:
         self._stopping = False
         self._restore_from = 0.0
         for member in cache.members:
+            if member.root in cache.missing:
+                cache.leave_out(member.root, cache.missing[member.root], FOR_GOOD)
+                continue
             try:
                 self._writers[member.root] = self._open(member, wait, boot_id, bypass)
             except BusyError:
@@ -283,7 +286,7 @@ class GroupWriter:
     def disks(self) -> list[dict[str, Any]]:
         """See CacheWriter; `state` may also be "full" (it takes no new packs) or "left out", for `problem`."""
         found = []
-        for root in (*self.cache.roots, *self.cache.missing):
+        for root in dict.fromkeys((*self.cache.roots, *self.cache.missing)):
             writer = self._writers.get(root)
             if writer is None:
                 found.append(

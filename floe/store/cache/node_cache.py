@@ -51,10 +51,11 @@ class NodeCache:
     """The folder `root`, on a real disk (EROFS mounts neither from overlayfs nor from tmpfs), shared by many processes.
 
     `size` bounds the bytes of pack content kept (None: only the disk does), `min_free` the bytes of the disk left to
-    others; the writer keeps to both. Indexes and trees are small and not counted. Methods are thread-safe.
+    others; the writer keeps to both. Indexes and trees are small and not counted. With `make` off nothing is made in
+    `root`, which may not be there. Methods are thread-safe.
     """
 
-    def __init__(self, root: Path, *, size: int | None = None, min_free: int = 0) -> None:
+    def __init__(self, root: Path, *, size: int | None = None, min_free: int = 0, make: bool = True) -> None:
         self.root = root
         self.roots = (root,)
         self.size = size
@@ -63,7 +64,7 @@ class NodeCache:
         self.packs = root / "packs"
         self.spare = root / SPARE
         with disk_errors(f"cache folder {root}"):
-            for folder in (root, self.trees, self.packs, self.spare):
+            for folder in (root, self.trees, self.packs, self.spare) if make else ():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._sizes: LRUCache[str, int] = LRUCache(_REMEMBERED)  # content sizes of packs whose index was checked

@@ -28,9 +28,10 @@ _MOUNTS = re.compile(r"(/mnt/floe-cache-\d+)/.*")
 Bounds: TypeAlias = Callable[[int], tuple[int | None, int]]
 
 
-def open_cache(roots: Sequence[Path], bounds: Bounds = lambda _total: (None, 0)) -> Cache:
+def open_cache(roots: Sequence[Path], bounds: Bounds = lambda _total: (None, 0), *, required: bool = True) -> Cache:
     """The cache in `roots`, made where they are not there. A directory that cannot be is left out if others can.
 
+    With `required` off also the last one: reads need none.
     `bounds` says for a disk's bytes what `size` and `min_free` of a NodeCache are; of a disk that holds several of the
     directories each has its part. BadInputError when a directory is named twice; the disk's errors.
     """
@@ -46,13 +47,14 @@ def open_cache(roots: Sequence[Path], bounds: Bounds = lambda _total: (None, 0))
         if any(root.samefile(other.root) for other in members):
             raise BadInputError(f"{root} is named twice among the cache's directories", hint="name it once")
         members.append(member)
-    if not members:
+    if not members and required:
         raise next(iter(missing.values()))
     for root, problem in missing.items():
         _log.error("cache directory %s is left out: %s", root, problem)
-    if len(roots) == 1:
+    if len(roots) == 1 and members:
         return members[0]
-    return CacheGroup(members, {root: str(problem) for root, problem in missing.items()})
+    problems = {root: str(problem) for root, problem in missing.items()}
+    return CacheGroup(members or [NodeCache(root, make=False) for root in roots], problems)
 
 
 def _open(root: Path, bounds: Bounds, disks: Mapping[int, int]) -> NodeCache:
