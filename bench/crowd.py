@@ -47,12 +47,12 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = command.parser("crowd", __doc__, rounds=3, free="12 GiB")
+    parser = command.parser("crowd", __doc__, rounds=5, free="12 GiB")
     parser.add_argument("--images", type=int, default=10, help="images of --layers layers each (default 10)")
     parser.add_argument("--layers", type=int, default=50, help="layers of an image (default 50)")
     parser.add_argument("--readers", type=int, default=50, help="threads that read (default 50)")
     parser.add_argument("--pause", type=float, default=0.1, help="mean seconds between a reader's reads (default 0.1)")
-    parser.add_argument("--reads", type=int, default=20, help="reads of each reader in a round (default 20)")
+    parser.add_argument("--reads", type=int, default=16, help="reads of each reader in a round (default 16)")
     parser.add_argument(
         "--fill", type=int, default=1024, help="size of the model read beside them in MiB (default 1024)"
     )
