@@ -324,11 +324,26 @@ class Containers(Worker):
         if self.running:
             self._stop(self.running.pop(self.random.randrange(len(self.running))), kindly=self.random.random() < 0.5)
 
+    def _end(self, container: Container) -> int:
+        """The exit code, once the container has ended; `_LOST` when containerd, killed just then, knows of no task any more."""
+        cri, until = self.world.cri, time.monotonic() + _PATIENCE
+        while (status := cri.status(container.id)).state not in (cri.pb.CONTAINER_EXITED, cri.pb.CONTAINER_UNKNOWN):
+            assert time.monotonic() < until, f"container {container.id} did not end within {_PATIENCE:g} s"
+            time.sleep(0.05)
+        return status.exit_code if status.state == cri.pb.CONTAINER_EXITED else _LOST
+
     def _last_word(self, container: Container) -> str:
         """What its program wrote at its end, from the directory that containerd writes into for it."""
         (mount,) = self.again("mounts of a container", lambda: self.world.snapshots.mounts(container.id))
         upper = next(option for option in mount.options if option.startswith("upperdir="))
-        return (Path(upper.partition("=")[2]) / "tmp" / "end").read_text().strip()
+        written = Path(upper.partition("=")[2]) / "tmp" / "end"
+
+        def read() -> str:
+            said = written.read_text().strip() if written.exists() else ""
+            assert said, f"nothing in {written} yet"
+            return said
+
+        return self.again("last word of a container", read)
 
     def _stop(self, container: Container, *, kindly: bool) -> None:
         cri = self.world.cri
@@ -337,7 +352,7 @@ class Containers(Worker):
         rounds = ""
         if kindly:
             self.again("stop", lambda: cri.execute(container.id, "touch", "/tmp/stop"))
-            code = self.again("end of a container", lambda: cri.wait(container.id, _PATIENCE))
+            code = self.again("end of a container", lambda: self._end(container))
             rounds = self.again("logs", lambda: cri.logs(container.id)).strip()
             if code == _LOST:
                 rounds = self._last_word(container)
