@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from contextlib import closing
 
 import pytest
+from support.mounts import until
 from support.packs import make_pack, random_content
 
 from floe.cli.main import main
 from floe.store.cache import CacheWriter, NodeCache
+from floe.store.cache.cached_pack import CachedPack
 from floe.store.errors import BusyError
 from floe.store.frames import VerifiedFrame
 from floe.upkeep.cachecheck import check_cache, drop_bad
@@ -102,6 +105,32 @@ def test_a_pack_that_is_mounted_natively_stays(cache, pack):
     drop_bad(cache, checked)
     assert found(checked) == [(pack.id, (1,), False)]
     assert cache.is_complete(pack.id)
+
+
+def test_a_pack_that_is_being_completed_is_waited_for(cache, pack, monkeypatch):
+    """Of one that was full and not complete when its writer ended: the next one completes it first of all."""
+    fill(cache, pack, range(10))
+    (cache.folder(pack.id) / "complete").unlink()
+    spoil(cache, pack, 1)
+    checked = check_cache(cache.root)
+    holding, seen = threading.Event(), []
+    finish, locked = CachedPack.finish, NodeCache.locked
+
+    def finish_late(self):
+        holding.set()
+        until(lambda: seen)
+        return finish(self)
+
+    def see(self, pack_id, **options):
+        if threading.current_thread() is threading.main_thread() and holding.wait(10):
+            seen.append(pack_id)
+        return locked(self, pack_id, **options)
+
+    monkeypatch.setattr(CachedPack, "finish", finish_late)
+    monkeypatch.setattr(NodeCache, "locked", see)
+    drop_bad(cache, checked)
+    assert found(checked) == [(pack.id, (1,), True)]
+    assert not cache.is_complete(pack.id)
 
 
 def test_the_command(cache, pack, monkeypatch, capsys):

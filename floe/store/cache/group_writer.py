@@ -56,7 +56,7 @@ class GroupWriter:
         self._out = dict(cache.missing)  # and why
         self._full: set[Path] = set()
         self._troubled = {root: threading.Event() for root in cache.roots}
-        self._stopping = False
+        self._stopping = threading.Event()
         self._restore_from = 0.0
         for member in cache.members:
             if member.root in cache.missing:
@@ -73,10 +73,13 @@ class GroupWriter:
         self._tell_shared_disks()
         for pack_id in sorted(set().union(*(writer.packs for writer in self._writers.values()))):
             self.pack(pack_id)
-        for root in self._writers:
-            threading.Thread(target=self._watch, args=(root,), name="floe-cache-watch", daemon=True).start()
         self._copying = threading.Thread(target=self._copy_indexes, name="floe-cache-copies", daemon=True)
-        self._copying.start()
+        self._threads = [self._copying] + [
+            threading.Thread(target=self._watch, args=(root,), name="floe-cache-watch", daemon=True)
+            for root in self._writers
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def _open(self, member: NodeCache, wait: float, boot_id: str | None, bypass: str) -> CacheWriter:
         root = member.root
@@ -142,7 +145,7 @@ class GroupWriter:
         """Have every index in two directories, also after one was lost or came empty."""
         with suppress(FloeError):
             for pack_id in self.cache.pack_ids():
-                if self._stopping:
+                if self._stopping.is_set():
                     return
                 self.cache.copy_index(pack_id)
 
@@ -226,10 +229,10 @@ class GroupWriter:
 
     def _watch(self, root: Path) -> None:
         troubled = self._troubled[root]
-        while not self._stopping:
+        while not self._stopping.is_set():
             told = troubled.wait(_LOOK)
             troubled.clear()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             try:
                 self._try(root, write=told or root in self._full)
@@ -237,7 +240,7 @@ class GroupWriter:
                 self._leave_out(root, error.strerror or str(error))
                 return
             if told:
-                time.sleep(_PAUSE)
+                self._stopping.wait(_PAUSE)
 
     def _try(self, root: Path, *, write: bool) -> None:
         """OSError when the directory cannot be used any more. A full disk still holds what it holds."""
@@ -266,7 +269,7 @@ class GroupWriter:
     def _leave_out(self, root: Path, why: str) -> None:
         with self._lock:
             writer = self._writers.pop(root, None)
-            if writer is None or self._stopping:
+            if writer is None or self._stopping.is_set():
                 return
             self._out[root] = why
             self._abandoned.append(writer)
@@ -300,10 +303,12 @@ class GroupWriter:
 
     def close(self) -> None:
         """See CacheWriter."""
-        self._stopping = True
+        self._stopping.set()
         for event in self._troubled.values():
             event.set()
-        self._copying.join(_PAUSE)  # a disk may not answer
+        until = time.monotonic() + _PAUSE  # a disk may not answer
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0))
         self._close_all()
 
     def _close_all(self) -> None:

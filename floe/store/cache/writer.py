@@ -230,9 +230,12 @@ class CacheWriter:
         self.bypass.look()
 
     def discard(self, pack_id: str, frames: list[int]) -> bool:
-        """Take away frames that are known to be bad; False when a native mount has the pack, or the disk fails."""
+        """Take away frames that are known to be bad; False when a native mount has the pack, or the disk fails.
+
+        Waits for whoever pins or completes the pack just then.
+        """
         pack = self.pack(pack_id)
-        return pack is not None and self._drop(pack, frames, is_policy) > 0
+        return pack is not None and self._drop(pack, frames, is_policy, wait=True) > 0
 
     def _failed(self, pack_id: str, error: OSError | FloeError, what: str = "write") -> None:
         self._count("write_errors")
@@ -350,14 +353,14 @@ class CacheWriter:
             self._failed(pack_id, error)
             return True
 
-    def _drop(self, pack: CachedPack, frames: list[int], passed: Callable[[str], bool]) -> int:
+    def _drop(self, pack: CachedPack, frames: list[int], passed: Callable[[str], bool], *, wait: bool = False) -> int:
         try:
-            with self.cache.locked(pack.id, wait=False):
+            with self.cache.locked(pack.id, wait=wait):
                 if self._is_pinned(pack.id, passed):
                     return 0
                 return pack.drop(frames, self._boot_id)
         except BlockingIOError:
-            return 0  # somebody pins it right now
+            return 0  # somebody pins or completes it right now
         except (OSError, FloeError) as error:
             self._failed(pack.id, error, "evict from")
             return 0
