@@ -5,11 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "install"))
 
 from support import sweep
+
+# The same examples each time, so that a run fails for what was changed; `--hypothesis-profile search` draws others. How
+# long one takes is the machine's affair.
+settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", settings.get_profile("same"), derandomize=False)
+settings.load_profile("same")
 
 
 def pytest_sessionstart(session):

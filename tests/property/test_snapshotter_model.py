@@ -273,5 +273,5 @@ TestSnapshotter = Model.TestCase
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_snapshotter_at_length():
-    long = settings(max_examples=1000, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck))
+    long = settings(Model.TestCase.settings, max_examples=1000, stateful_step_count=60, derandomize=False)
     run_state_machine_as_test(Model, settings=long)
