@@ -127,6 +127,7 @@ def _metavar(key: str) -> str:
         "registry_config": "DIRS",
         "cache_dirs": "DIRS",
         "cache_bypass": "WHEN",
+        "busy_poll": "WHEN",
         "mounter": "WHAT",
         "loop": "WHEN",
         "profiles": "WHAT",

@@ -13,8 +13,8 @@ import floe
 from floe.cli import output
 from floe.cli.completion import words_of
 from floe.cli.main import build_parser, main
-from floe.cli.options import SHARED
-from floe.cli.settings import KEYS, flag_name
+from floe.cli.options import SHARED, _metavar
+from floe.cli.settings import KEYS, flag_name, load
 from floe.ingest.oci import opening
 from floe.store.errors import BadInputError
 
@@ -224,6 +224,13 @@ def test_every_setting_has_a_flag_somewhere():
     for command in COMMANDS:
         mine = {word.text for word in words_of(build_parser())[command]}
         assert {f"--{flag_name(key)}" for key in SHARED} <= mine
+
+
+def test_what_help_calls_a_size_takes_one():
+    sizes = [key for key in KEYS if _metavar(key) == "SIZE"]
+    assert "cache_size" in sizes
+    for key in sizes:
+        load({key: "1MiB"}, {}, config="")
 
 
 def test_a_reader_that_goes_away_is_no_traceback():

@@ -188,6 +188,13 @@ def test_relative_links_lead_somewhere(page):
                 assert anchor in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, target
 
 
+def test_every_part_of_operations_is_in_its_table_of_contents():
+    contents, _, rest = OPERATIONS.partition("\n## ")
+    headings = re.findall(r"^## (.*)$", "## " + rest, flags=re.MULTILINE)
+    wanted = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    assert sorted(re.findall(r"\]\(#([^)]+)\)", contents)) == sorted(wanted)
+
+
 def test_files_named_in_the_texts_exist():
     for page in ("README.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "docs/SEMANTICS.md", "docs/FORMAT.md"):
         for name in re.findall(
