@@ -517,7 +517,7 @@ def test_a_fault_of_ours_fails_its_reads_at_once_and_no_later_one(memory, pack, 
                 raise RuntimeError("a mistake")
             return False
 
-        patch.setattr(fetcher, "_is_local", faulty)
+        patch.setattr(fetcher._gatherer, "is_local", faulty)
         answer = submit(reader, pack.id, 0, 3 * FRAME)
         assert isinstance(answer.wait(5), UnavailableError)
     assert "a mistake" in str(answer.value)
