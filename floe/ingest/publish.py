@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -32,34 +32,30 @@ from floe.ingest.chunker import (
     shown,
     stream_pieces,
 )
-from floe.ingest.entries import Chunk, FileContent, Node, chunk_bits, tree_sizes, walk
-from floe.ingest.erofs_writer import plan_image, write_image
+from floe.ingest.entries import Chunk, FileContent, Node, chunk_bits, tree_sizes
 from floe.ingest.hotcontent import HotContent
-from floe.ingest.packinfo import PackInfo
 from floe.ingest.packwriter import PackWriter, SealedPack
 from floe.ingest.repair import Repairs
 from floe.ingest.reuse import Reuse
 from floe.ingest.session import ChunkKey, Claim, Claimant, Session
 from floe.ingest.spool import Spool
+from floe.ingest.treeout import make_image, put_tree
+from floe.ingest.uploads import Uploads
 from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.erofs import MAX_DEVICES, read_device_table
-from floe.store.errors import BadInputError, CancelledError, NotFoundError, UnavailableError
+from floe.store.errors import BadInputError
 from floe.store.ids import digest, hexdigest
 from floe.store.index.base import ChunkPlace
 from floe.store.nodes import CHUNK
-from floe.store.objects.base import ObjectStore
 from floe.store.packindex import BLOCK, MAX_CONTENT
 from floe.store.progress import Progress
-from floe.store.protection import Protection
-from floe.store.records import Manifest, PackEntry, TreeEntry
-from floe.store.treeobject import decode_tree, encode_tree
+from floe.store.records import Manifest, TreeEntry
 
 _BATCH_BYTES = 16 << 20  # content looked up at once; up to twice as much is held: one batch is hashed, the next read
 _BATCH_COUNT = 2048  # pieces looked up at once
 _INLINE = 64 << 10  # bytes; hashing these is faster than handing them to another thread
 _NICER = 5
-_UPLOADS = 2  # sealed packs that wait for upload on local disk
 
 
 @dataclass
@@ -141,8 +137,7 @@ class Ingest:
         self._pool = ThreadPoolExecutor(
             workers or os.cpu_count() or 2, thread_name_prefix="floe-ingest", initializer=_yield_to_readers
         )
-        self._uploader = ThreadPoolExecutor(1, thread_name_prefix="floe-upload")
-        self._uploads: list[Future[None]] = []
+        self._uploads = Uploads(catalog, self._session, self._spool, self._stopped)
         self._writer = PackWriter(self._spool, frame_size, self._pool, self._upload_later, max_content=max_pack)
         self._hot, self._laid_out = HotContent(self._spool.path), laid_out or {}
         self._batch: list[_Piece] = []
@@ -166,7 +161,7 @@ class Ingest:
         self._stopping.set()
         self._claims.fail(self._claimant, self._chunks)
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._uploader.shutdown(wait=True, cancel_futures=True)
+        self._uploads.close()
         self._writer.discard()
         self._hot.close()
         self._spool.close()
@@ -307,38 +302,7 @@ class Ingest:
         self._own[pack.id] = pack.index.content_size // BLOCK
         self.stats.new_packs += 1
         self.stats.new_bytes += pack.index.stored_size
-        while len(self._uploads) >= _UPLOADS:
-            self._uploads.pop(0).result()
-        self._uploads.append(self._uploader.submit(self._upload, pack))
-
-    def _upload(self, pack: SealedPack) -> None:
-        try:
-            self._packs.protect((pack.id,))
-            if not self._is_stored(pack):
-                self._store.put_file(layout.pack_key(pack.id), pack.path, self._uploaded)
-        finally:  # also when it failed, lest somebody wait for this room forever
-            pack.path.unlink(missing_ok=True)
-            self._spool.give_back(pack.index.content_size)
-        self._store.put(layout.chunk_table_key(pack.id), pack.table_data)
-        self._store.put(layout.pack_index_key(pack.id), pack.index_data)
-        # Only now may others build upon it.
-        self._packs.add(PackEntry(pack.id, pack.index.content_size, pack.index.stored_size, pack.index.frame_size))
-        self._catalog.add_pack(pack.id, pack.chunks)
-
-    def _is_stored(self, pack: SealedPack) -> bool:
-        """Whether a push that died before it wrote the index left the pack, which is put whole or not at all."""
-        try:
-            return self._store.head(layout.pack_key(pack.id)).size == pack.index.stored_size
-        except NotFoundError as error:
-            if error.hint:  # the bucket is missing
-                raise
-            return False
-
-    def _uploaded(self, _nbytes: int) -> None:
-        # Called between the parts of an upload: whoever interrupts a push does not wait for 4 GiB to go out first.
-        if self._stopped():
-            raise CancelledError("the push was stopped; nothing was published")
-        self._session.protection.renew()
+        self._uploads.add(pack)
 
     def flush(self) -> None:
         """Store all content taken so far; none may follow.
@@ -389,8 +353,7 @@ class Ingest:
 
     def _store_rest(self) -> None:
         self._writer.seal()
-        while self._uploads:
-            self._uploads.pop(0).result()
+        self._uploads.wait()
 
     def _take_over(self) -> None:
         """Wait for the content that others store, and learn where it is."""
@@ -435,42 +398,15 @@ class Ingest:
         if previous is not None and replace(previous, created=created, source=source) == manifest:
             manifest = previous
         self._session.protection.protect((layout.tree_key(tree), layout.manifest_key(manifest.digest), *names))
-        _put_tree(self._store, image, tree)
+        put_tree(self._store, image, tree)
         return self._catalog.put_manifest(manifest), manifest
 
     def _make_image(self, root: Node) -> tuple[bytes, list[str]]:
         for twin, first in self._twins:
             twin.pack_id, twin.block = first.pack_id, first.block
-        return _image(root, lambda pack_id: self._own.get(pack_id) or self._packs.blocks(pack_id))
+        return make_image(root, lambda pack_id: self._own.get(pack_id) or self._packs.blocks(pack_id))
 
 
 def _yield_to_readers() -> None:
     """Let this thread run behind those that give it work: on few cores they would else wait for it to give it more."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.getpriority(os.PRIO_PROCESS, 0) + _NICER))
-
-
-def publish_tree(catalog: Catalog, root: Node, protection: Protection) -> str:
-    """Store the tree of nodes whose chunks are in the store already (a model placed at a path); its digest.
-
-    It is protected, and its packs are, until `protection` ends. DamagedError when a pack it needs is not in the store.
-    """
-    image, _ = _image(root, PackInfo(catalog.store, protection).blocks)
-    tree = hexdigest(image)
-    protection.protect((layout.tree_key(tree),))
-    _put_tree(catalog.store, image, tree)
-    return tree
-
-
-def _image(root: Node, content_blocks: Callable[[str], int]) -> tuple[bytes, list[str]]:
-    used = {c.pack_id for _, node in walk(root) if node.content for c in node.content.chunks if c is not None}
-    plan = plan_image(root, {pack_id: content_blocks(pack_id) for pack_id in used})
-    image = write_image(plan)
-    if read_device_table(image) != plan.packs:
-        raise UnavailableError("the tree was not written as planned", hint="try again; check this machine")
-    return image, plan.warnings
-
-
-def _put_tree(store: ObjectStore, image: bytes, tree: str) -> None:
-    data = encode_tree(image)
-    decode_tree(data, tree)  # what a reader will see must be what was meant
-    store.put(layout.tree_key(tree), data)

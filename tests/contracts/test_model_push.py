@@ -17,7 +17,8 @@ from support.trees import content_of, read_packs, read_tree
 from floe.ingest import packwriter
 from floe.ingest.entries import Node, find, place_tree
 from floe.ingest.model import push_model
-from floe.ingest.publish import Ingest, publish_tree
+from floe.ingest.publish import Ingest
+from floe.ingest.treeout import publish_tree
 from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DamagedError, NotFoundError

@@ -25,7 +25,7 @@ from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.source import Image, Target, resolve
 from floe.ingest.oci.tarstream import Content
 from floe.ingest.oci.treeload import load_tree
-from floe.ingest.publish import publish_tree
+from floe.ingest.treeout import publish_tree
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DamagedError, NotFoundError, UntrustedError
 from floe.store.ids import ModelRef, check_text
