@@ -1,4 +1,4 @@
-"""The documentation against the code: tables, test names, links. Reads files, nothing else."""
+"""The documentation against the code: tables, commands, test names, links. Reads files, nothing else."""
 
 import ast
 import errno
@@ -10,6 +10,8 @@ import pytest
 from support import redis_server
 
 from floe.cli import packfs_metrics, settings
+from floe.cli.completion import words_of
+from floe.cli.main import build_parser
 from floe.fuse.errno_map import ERRNO
 from floe.ingest.oci import layers, media, tarheader, tarstream
 from floe.snapshotter import daemon, resolver, snapshotter
@@ -193,6 +195,27 @@ def test_every_part_of_operations_is_in_its_table_of_contents():
     headings = re.findall(r"^## (.*)$", "## " + rest, flags=re.MULTILINE)
     wanted = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert sorted(re.findall(r"\]\(#([^)]+)\)", contents)) == sorted(wanted)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/*.md"])
+def test_commands_and_flags_in_the_texts_exist(page):
+    """Those in backquotes, and those of examples: indented, or in a table's cell."""
+    tree = words_of(build_parser())
+    for path in sorted(ROOT.glob(page)):
+        text = path.read_text()
+        for command in re.findall(r"`(floe [a-z][^`]*)`", text) + re.findall(
+            r"^ {4}(floe [^#\n]*)", text, flags=re.MULTILINE
+        ):
+            name, known = "", {word.text for word in tree[""]}
+            for word in re.findall(r"--?[a-z-]+|[^\s,;]+", command.removeprefix("floe ")):
+                if f"{name} {word}".strip() in tree:
+                    name = f"{name} {word}".strip()
+                    known |= {word.text for word in tree[name]}
+                elif word.startswith("--"):
+                    assert word in known, f"{path.name}: {command}"
+                else:
+                    assert name, f"{path.name}: {command}"
+                    assert not any(longer.startswith(f"{name} ") for longer in tree), f"{path.name}: {command}"
 
 
 def test_files_named_in_the_texts_exist():
