@@ -286,7 +286,7 @@ def test_a_pinned_pack_is_never_touched_under_pressure(tmp_path, stack):
     assert not writer.put(rest.id, 0, frame_of(rest, 0)) or writer.counters()["held_bytes"] <= 4 * MIB
     cache.unpin(pinned.id, "tree/of another process")
     cache.unpin(pinned.id, "tree/of another process")
-    writer._idle_until = 0
+    writer._evictor._idle_until = 0
     put_all(writer, rest)
     assert not cache.is_complete(pinned.id)
 
@@ -317,7 +317,7 @@ def test_a_pin_holds_from_the_moment_it_returns(tmp_path, stack):
                 assert mounter.data_path(victim.id).read_bytes() == victim.content
                 assert mounter.is_complete(victim.id)
             mounter.unpin(victim.id, "m")
-            writer._idle_until = 0
+            writer._evictor._idle_until = 0
     finally:
         stop.set()
         thread.join()
@@ -350,7 +350,7 @@ def test_readers_during_eviction_see_only_right_bytes(tmp_path, stack):
             for pack in packs:
                 for number in range(32):
                     writer.put(pack.id, number, frame_of(pack, number))
-                    writer._idle_until = 0
+                    writer._evictor._idle_until = 0
     finally:
         stop.set()
         for thread in threads:

@@ -209,7 +209,7 @@ def test_bits_that_cannot_be_written_are_not_counted(tmp_path, disk, stack):
     disk.fail["pwrite", "bitmap"] = repeat(True)
     for number in range(1, 6):
         assert not writer.put(pack.id, number, frame_of(pack, number))
-        writer._idle_until = 0
+        writer._evictor._idle_until = 0
     assert trusted(writer, pack) == [0]
     assert writer.counters()["held_bytes"] == held(writer) == MIB
     disk.fail.clear()
@@ -343,7 +343,7 @@ def test_without_descriptors_frames_are_not_kept_and_no_read_fails(tmp_path, sta
     with pytest.raises(UnavailableError, match="Too many open files"):
         writer.table(second.id)
     no_descriptors[0] = 0
-    writer._idle_until = 0
+    writer._evictor._idle_until = 0
     assert read(reader, second.id, FRAME, FRAME) == second.content[FRAME : 2 * FRAME]
 
 

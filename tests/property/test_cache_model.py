@@ -81,7 +81,7 @@ class Cache(RuleBasedStateMachine):
             kept or unread or self.pinned or bound
         ):  # a pack that is being completed does not go, and nothing else stays
             kept = until(lambda: self.writer.put_run(pack.id, numbers[0], run, direct=direct))
-        self.writer._idle_until = 0
+        self.writer._evictor._idle_until = 0
         after = {number for number in numbers if self.writer.has(pack.id, number)}
         if kept:
             assert after == set(numbers)
@@ -103,7 +103,7 @@ class Cache(RuleBasedStateMachine):
 
         with mock.patch.object(cached_pack, "write_all", write):
             kept = self.writer.put_run(pack.id, numbers[0], [FRAMES[pack.id, number] for number in numbers])
-        self.writer._idle_until = 0
+        self.writer._evictor._idle_until = 0
         if kept:
             self.damaged -= {(pack.id, number) for number in numbers}
         for one in PACKS:  # what could not be written down is not there: not what was damaged either

@@ -1,6 +1,6 @@
 """The one process that changes cached packs: stores verified frames, evicts, and says when a pack is complete.
 
-Locks, in the order they are taken: `_load_lock` (who loads a pack), `_room` (who evicts), a pack's flock (pins), a
+Locks, in the order they are taken: `_load_lock` (who loads a pack), the evictor's `_room`, a pack's flock (pins), a
 pack's `lock` (its bits and data), then `Usage.lock` or one of the small ones that guard a table of this module.
 """
 
@@ -20,7 +20,7 @@ from cachetools import LRUCache
 from floe.store.cache.bypass import Bypass
 from floe.store.cache.cached_pack import CachedPack
 from floe.store.cache.durable import current_boot_id
-from floe.store.cache.eviction import EXTENT, batch, oldest_first, shortage
+from floe.store.cache.evictor import Evictor
 from floe.store.cache.load import load_pack
 from floe.store.cache.node_cache import NodeCache, disk_errors
 from floe.store.cache.ownership import leave_packs, own, remove_left
@@ -36,7 +36,6 @@ _log = logging.getLogger(__name__)
 
 _OPEN_PACKS = 384  # packs with open files, two or three each
 _WARN_PAUSE = 60.0  # seconds between two log lines about a disk that refuses writes
-_PAUSE = 0.2  # seconds without storing or evicting after there was nothing to evict
 _COUNTED = ("stored_frames", "stored_bytes", "evicted_bytes", "bypassed_frames", "write_errors", "damaged_frames")
 COUNTERS = (*_COUNTED, "held_bytes", "read_errors")
 
@@ -90,11 +89,18 @@ class CacheWriter:
         self._open: LRUCache[str, CachedPack] = _OpenPacks(_OPEN_PACKS)
         self._open_lock = threading.Lock()
         self._load_lock = threading.Lock()
-        self._room = threading.Lock()
-        self._idle_until = 0.0
         self._warn_from = 0.0
         self._counts = dict.fromkeys(_COUNTED, 0)
         self._counts_lock = threading.Lock()
+        self._evictor = Evictor(
+            cache,
+            self.packs,
+            self._usage,
+            self._group,
+            boot_id=self._boot_id,
+            failed=self._failed,
+            evicted=lambda nbytes: self._count("evicted_bytes", nbytes),
+        )
         self._finishing: SimpleQueue[CachedPack | None] = SimpleQueue()
         self._load()
         self._finisher = threading.Thread(target=self._finish_packs, name="floe-cache-sync", daemon=True)
@@ -199,7 +205,7 @@ class CacheWriter:
         need = sum(map(table.content_length, numbers))
         contents = [frame.content for frame in frames]
         for attempt in (1, 2):
-            if not self._reserve(pack_id, need, full=attempt == 2, evict=not unread):
+            if not self._evictor.reserve(pack_id, need, full=attempt == 2, evict=not unread):
                 break
             try:
                 pack.store(first, contents, self._boot_id, reserved=need, direct=direct, unread=unread)
@@ -235,7 +241,7 @@ class CacheWriter:
         Waits for whoever pins or completes the pack just then.
         """
         pack = self.pack(pack_id)
-        return pack is not None and self._drop(pack, frames, is_policy, wait=True) > 0
+        return pack is not None and self._evictor.drop(pack, frames, is_policy, wait=True) > 0
 
     def _failed(self, pack_id: str, error: OSError | FloeError, what: str = "write") -> None:
         self._count("write_errors")
@@ -258,112 +264,12 @@ class CacheWriter:
     # room
 
     def room(self, pack_id: str = "") -> Room:
-        """What can be stored of a pack, or of one without a share, before something has to go; the tightest of all bounds."""
-        free = [] if self.cache.size is None else [self.cache.size - self._usage.held]
-        if self.cache.min_free:
-            with suppress(OSError):
-                free.append(self._free_on_disk() - self.cache.min_free)
-        of_all = Room(min(free, default=1 << 62), self.cache.size)
-        of_shares = (Room(s.size - self._held(s), s.size, s.name) for s in self.shares.by_pack.get(pack_id, ()))
-        return min((of_all, *of_shares), key=lambda room: room.free)
-
-    def _held(self, share: Share) -> int:
-        packs = self._group.packs
-        return sum(pack.bits.held() for pack_id in share.packs if (pack := packs.get(pack_id)) is not None)
-
-    def _fits_shares(self, pack_id: str, need: int, *, evict: bool) -> bool:
-        """Whether `need` bytes more of a pack stay within its model's share, of which the oldest goes for that."""
-        for share in self.shares.by_pack.get(pack_id, ()):
-            over = self._held(share) + need - share.size
-            if over > 0 and evict:
-                self.evict(batch(over, share.size), share)
-                over = self._held(share) + need - share.size
-                if over > 0:
-                    self._group.evict_elsewhere(over, share)
-                    over = self._held(share) + need - share.size
-            if over > 0:
-                return False
-        return True
-
-    def _reserve(self, pack_id: str, need: int, *, full: bool, evict: bool) -> bool:
-        """Count `need` bytes as held, after evicting what that takes, if `evict`. `full`: the disk just said so."""
-        with self._room:
-            if not self._fits_shares(pack_id, need, evict=evict):
-                return False
-            short = self._short(need)
-            if full:
-                short = max(short, need)
-            if short > 0:
-                if not evict or time.monotonic() < self._idle_until:
-                    return False
-                self.evict(batch(short, self.cache.size))
-                if self._short(need) > 0:
-                    self._idle_until = time.monotonic() + _PAUSE
-                    return False
-            self._usage.add(need)
-        return True
-
-    def _free_on_disk(self) -> int:
-        status = os.statvfs(self.cache.packs)
-        return status.f_bavail * status.f_frsize
-
-    def _short(self, need: int) -> int:
-        free = None
-        if self.cache.min_free:
-            try:
-                free = self._free_on_disk()
-            except OSError:
-                return 0  # then writing fails too, and says why
-        return shortage(need, self._usage.held, self.cache.size, free, self.cache.min_free)
+        """See Evictor.room."""
+        return self._evictor.room(pack_id)
 
     def evict(self, target: int, among: Share | None = None) -> int:
-        """Take away at least `target` bytes of what was not used for longest, if there is so much; what went.
-
-        `among`: only from the packs of one model, whose own policy may pin them against all others.
-        """
-        packs = [pack for pack in self.packs.values() if among is None or pack.id in among.packs]
-        passed = _none if among is None else among.owns
-        pinned: dict[int, bool] = {}
-        chosen: dict[int, list[int]] = {}
-        freed = planned = 0
-        for position, extent in oldest_first([p.recency for p in packs]):
-            pack = packs[position]
-            if position not in pinned:
-                pinned[position] = self._is_pinned(pack.id, passed)
-            if pinned[position]:
-                continue
-            per_extent = EXTENT // pack.bits.frame_size
-            frames = pack.bits.present(extent * per_extent, (extent + 1) * per_extent)
-            chosen.setdefault(position, []).extend(frames)
-            planned += sum(map(pack.bits.content_length, frames))
-            if planned >= target - freed:
-                freed += sum(self._drop(packs[at], going, passed) for at, going in chosen.items())
-                chosen, planned = {}, 0
-                if freed >= target:
-                    break
-        freed += sum(self._drop(packs[at], going, passed) for at, going in chosen.items())
-        self._count("evicted_bytes", freed)
-        return freed
-
-    def _is_pinned(self, pack_id: str, passed: Callable[[str], bool]) -> bool:
-        """Whether there are pins other than those `passed` over."""
-        try:
-            return not all(map(passed, self.cache.pins(pack_id)))
-        except OSError as error:  # such as too many open files: nobody knows, so nothing goes
-            self._failed(pack_id, error)
-            return True
-
-    def _drop(self, pack: CachedPack, frames: list[int], passed: Callable[[str], bool], *, wait: bool = False) -> int:
-        try:
-            with self.cache.locked(pack.id, wait=wait):
-                if self._is_pinned(pack.id, passed):
-                    return 0
-                return pack.drop(frames, self._boot_id)
-        except BlockingIOError:
-            return 0  # somebody pins or completes it right now
-        except (OSError, FloeError) as error:
-            self._failed(pack.id, error, "evict from")
-            return 0
+        """See Evictor.evict."""
+        return self._evictor.evict(target, among)
 
     # completing
 
@@ -434,10 +340,6 @@ class CacheWriter:
     def _opened(self, pack: CachedPack) -> None:
         with self._open_lock:
             self._open[pack.id] = pack
-
-
-def _none(_pin: str) -> bool:
-    return False
 
 
 class _OpenPacks(LRUCache[str, CachedPack]):
