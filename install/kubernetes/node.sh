@@ -3,7 +3,7 @@
 #
 #   install    bootstrap-node.sh on the host, with these flags; settings come from FLOE_* variables
 #   uninstall  takes it back; fails, and changes nothing, while containers of this node need Floe
-#   watch      tells by the file $FLOE_NODE_STATE whether this node's daemons serve; never ends
+#   watch      tells by the file $FLOE_NODE_STATE whether this node's daemons serve, and for which runtime handler; never ends
 #   idle       never ends
 #
 # Pods come and go; Floe runs on the host, by its systemd. So ending a pod ends nothing of Floe.
@@ -20,6 +20,7 @@ extras=$here/../gke/extras.sh
 unset FLOE_NODE_HOST FLOE_NODE_SECRETS FLOE_NODE_WHEELS FLOE_NODE_STATE FLOE_NODE_BOOTSTRAP
 
 placed=/etc/floe/secrets
+record=/var/lib/floe/node/record.json # bootstrap-node.sh's
 units="floe-packfs floe-snapshotter"
 
 say() { printf 'floe-node: %s\n' "$*"; }
@@ -97,13 +98,19 @@ serves() {
   done
 }
 
+# The runtime handler that this node's containerd was configured for; nothing where that is all pods, or Floe came here
+# by hand. bootstrap-node.sh knows, whether it ran in this pod with an overlay's flags or made the node's image.
+handler_on_host() {
+  on_host cat "$record" 2>/dev/null | sed -n 's/^ *"runtime_handler": "\([^"]*\)".*/\1/p' | sed '/^none$/d'
+}
+
 watch() {
   was=
   trap 'exit 0' TERM INT
   while :; do
     if serves; then
       now=yes
-      : >"$state"
+      [ "$now" = "$was" ] || { handler_on_host >"$state.new" && mv "$state.new" "$state"; }
     else
       now=no
       rm -f "$state"

@@ -3,9 +3,10 @@
 Runs without rights on the node, with a token that may read and patch nodes: install/kubernetes/base/rbac.yaml, and
 admission.yaml, which leaves it nothing but this taint of its own node. Needs the standard library alone.
 
-Variables: NODE_NAME; TAINT, the key; STATE, a file that is there while Floe serves; HANDLER, a runtime handler that the
-node must name first, where kubelet says which there are. The cluster's address and the token are where Kubernetes puts
-them. It never ends by itself; what fails is said once and tried again.
+Variables: NODE_NAME; TAINT, the key; STATE, a file that is there while Floe serves. In it stands the runtime handler that
+Floe is for on this node, if it is for one alone: the node must name that first, where kubelet says which there are. The
+cluster's address and the token are where Kubernetes puts them. It never ends by itself; what fails is said once and tried
+again.
 """
 
 from __future__ import annotations
@@ -84,10 +85,12 @@ class Cluster:
         return found
 
 
-def look(cluster: Cluster, node_name: str, taint: str, state: Path, handler: str) -> str:
+def look(cluster: Cluster, node_name: str, taint: str, state: Path) -> str:
     """Remove the taint when it is there and may go: what was done, or empty. WaitingError, OSError, ValueError."""
-    if not state.exists():
-        raise WaitingError("Floe does not serve on this node yet")
+    try:
+        handler = state.read_text().strip()
+    except FileNotFoundError:
+        raise WaitingError("Floe does not serve on this node yet") from None
     node = cluster.node(node_name)
     patch = patch_for(node.get("spec", {}).get("taints") or [], taint)
     if not patch:
@@ -102,11 +105,10 @@ def main() -> None:
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT_HTTPS"]
     cluster = Cluster(f"https://{f'[{host}]' if ':' in host else host}:{port}")
     node, taint, state = os.environ["NODE_NAME"], os.environ["TAINT"], Path(os.environ["STATE"])
-    handler = os.environ.get("HANDLER", "")
     said = ""
     while True:
         try:
-            done, pause = look(cluster, node, taint, state, handler), _LATER
+            done, pause = look(cluster, node, taint, state), _LATER
         except WaitingError as error:
             done, pause = str(error), _SOON
         except (OSError, ValueError) as error:

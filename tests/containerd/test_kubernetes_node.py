@@ -14,6 +14,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from bootstrap.record import Record
 
 KUBERNETES = Path(__file__).resolve().parents[2] / "install/kubernetes"
 KUSTOMIZATIONS = sorted(path.parent for path in KUBERNETES.rglob("kustomization.yaml"))
@@ -114,8 +115,8 @@ def api(tmp_path):
     server.server_close()
 
 
-def look(api, handler="runc-floe"):
-    return untaint.look(api.cluster, "n1", KEY, api.ready, handler)
+def look(api):
+    return untaint.look(api.cluster, "n1", KEY, api.ready)
 
 
 def test_the_taint_goes_when_floe_serves_and_no_other(api):
@@ -144,14 +145,19 @@ def test_taints_that_others_change_meanwhile_are_left_alone(api):
 
 
 def test_a_handler_that_kubelet_does_not_know_yet_is_waited_for(api):
-    api.ready.touch()
+    api.ready.write_text("runc-floe\n")
     api.node["status"]["runtimeHandlers"] = [{"name": ""}, {"name": "runc"}]
     with pytest.raises(untaint.WaitingError, match="runc-floe"):
         look(api)
-    assert look(api, handler="") != ""
-    api.node["spec"]["taints"] = [OURS]
     api.node["status"]["runtimeHandlers"].append({"name": "runc-floe"})
     assert KEY in look(api)
+
+
+def test_where_floe_is_for_all_pods_no_handler_is_waited_for(api):
+    api.ready.touch()
+    api.node["status"]["runtimeHandlers"] = [{"name": ""}, {"name": "runc"}]
+    assert KEY in look(api)
+    assert api.node["spec"]["taints"] == [OTHER]
 
 
 # the node
@@ -167,7 +173,8 @@ def host(tmp_path):
     )
     program(
         tmp_path / "bin/nsenter",
-        f'for unit; do :; done; echo "$*" >>{tmp_path}/asked; grep -qx "$unit" {tmp_path}/active',
+        f'for last; do :; done; echo "$*" >>{tmp_path}/asked\n'
+        f'case "$*" in *" -- cat /"*) exec cat "{tmp_path}/host$last" ;; esac; grep -qx "$last" {tmp_path}/active',
     )
     (tmp_path / "active").write_text("")
     return tmp_path
@@ -315,35 +322,68 @@ def test_a_host_that_is_not_mounted_and_an_unknown_word_are_refused(host):
     assert not (host / "called").exists()
 
 
-def test_watch_says_ready_only_while_both_daemons_serve(host):
-    ready = host / "state/ready"
-    # The next look after one that the test has seen, without its ten seconds.
+@pytest.fixture
+def watching(host):
+    """A `node.sh watch`, and what makes it look again without its ten seconds. It has ended afterwards."""
     program(host / "bin/sleep", f"while [ ! -e {host}/go ]; do /bin/sleep 0.02; done; rm {host}/go")
     process = subprocess.Popen([KUBERNETES / "node.sh", "watch"], stdout=subprocess.PIPE, text=True, env=environ(host))
+
+    def look_again():
+        (host / "go").touch()
+        until(lambda: not (host / "go").exists())
+
+    process.look_again = look_again
     try:
-        looks = [
-            ("", False),
-            ("floe-packfs\n", False),
-            ("floe-packfs\nfloe-snapshotter\n", True),
-            ("floe-snapshotter\n", False),
-        ]
-        for number, (active, wanted) in enumerate(looks):
-            if number:
-                (host / "active").write_text(active)
-                (host / "go").touch()
-                until(lambda: not (host / "go").exists())
-            until(lambda wanted=wanted: ready.exists() == wanted and (host / "asked").exists())
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        yield process
     finally:
         (host / "go").touch()
         process.kill()
-    assert process.stdout.read().splitlines() == [
+        process.stdout.close()
+        process.wait(10)
+
+
+def test_watch_says_ready_only_while_both_daemons_serve(host, watching):
+    ready = host / "state/ready"
+    looks = [
+        ("", False),
+        ("floe-packfs\n", False),
+        ("floe-packfs\nfloe-snapshotter\n", True),
+        ("floe-snapshotter\n", False),
+    ]
+    for number, (active, wanted) in enumerate(looks):
+        if number:
+            (host / "active").write_text(active)
+            watching.look_again()
+        until(lambda wanted=wanted: ready.exists() == wanted and (host / "asked").exists())
+    watching.send_signal(signal.SIGTERM)
+    assert watching.wait(10) == 0
+    (host / "go").touch()
+    assert watching.stdout.read().splitlines() == [
         f"floe-node: the daemons serve: {word}" for word in ("no", "yes", "no")
     ]
-    process.stdout.close()
-    process.wait(10)
     assert "--target 1 --mount -- systemctl is-active --quiet floe-packfs" in (host / "asked").read_text()
+
+
+def test_watch_says_for_which_handler_the_node_was_configured(host, watching):
+    """As bootstrap-node.sh noted it, whatever the manifest says: the taint of a node with Floe for all pods goes too."""
+    ready, node = host / "state/ready", Record(host / "host/var/lib/floe/node")
+    for asked, handler in (
+        ({"runtime_handler": "runc-floe", "disks": "auto"}, "runc-floe\n"),
+        ({"runtime_handler": "none"}, ""),
+        ({"disks": "auto"}, ""),
+    ):
+        node.data["asked"] = asked
+        node.save()
+        for active, there in (("floe-packfs\nfloe-snapshotter\n", True), ("", False)):
+            (host / "active").write_text(active)
+            watching.look_again()
+            until(lambda there=there: ready.exists() == there)
+            assert not there or ready.read_text() == handler
+    shutil.rmtree(node.place)  # Floe was put here by hand
+    (host / "active").write_text("floe-packfs\nfloe-snapshotter\n")
+    watching.look_again()
+    until(ready.exists)
+    assert ready.read_text() == ""
 
 
 def until(condition, seconds=10):
