@@ -14,6 +14,7 @@ wanted=$(sha256sum <"$here/make-image.sh")
 mkdir -p "$folder"
 work=$(mktemp -d "$folder/work.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
+unset TMPDIR # a folder of this machine, which the programs in the new root do not find
 root=$work/root
 
 # Debian's own mirror, as this machine knows it.
