@@ -105,6 +105,11 @@ def test_each_role_can_do_its_work_and_no_more(world):
     assert not gate.refusals
     assert keys(node, "gc/pushes/") == []  # it ended its records itself
     assert gate.actions["s3:DeleteObject"]
+    node.floe("model", "tag", "acme/m:2", "acme/m:two")
+    node.floe("model", "retention", "acme/*", "--keep-last", "9")
+    assert not gate.refusals
+    node.floe("store", "check", "--role", "writer")
+    gate.refusals.clear()
     node.floe("model", "rm", "acme/m:1", code=1)
     assert gate.refusals["AccessDenied"]
 
@@ -118,8 +123,19 @@ def test_each_role_can_do_its_work_and_no_more(world):
     read(node, 2, second)
     assert set(gate.refusals) <= {"AccessDenied"}  # of what it would have recorded
     assert starts(node) == 1
+    gate.refusals.clear()
+    for words in (
+        ("model", "ls"), ("model", "verify", "acme/m:1"), ("model", "diff", "acme/m:1", "acme/m:2"), ("fsck",),
+        ("rebuild-index",),
+    ):  # fmt: skip
+        node.floe(*words)
+    node.floe("model", "export", "acme/m:2", node.home / "exported", "--profiles", "off")
+    assert not gate.refusals
+    assert "unfinished uploads are left" in node.floe("gc").stderr  # who may not list them is told
+    node.floe("store", "check", "--role", "reader")
 
     become("s3-operator.json")
+    node.floe("model", "profile", "acme/m:2", "--clear")
     node.floe("model", "rm", "acme/m:1")
     node.floe("gc", "--delete", "--grace", "0")
     node.floe("gc", "--delete", "--grace", "0")
