@@ -21,7 +21,7 @@ _KINDS: dict[int, tuple[type[FloeError], str]] = {
     errno.EACCES: (AccessDeniedError, "mounting needs root (CAP_SYS_ADMIN)"),
     errno.EBUSY: (BusyError, "something else is mounted or being mounted there"),
     errno.ENODEV: (UnsupportedError, 'load the module `erofs`, or allow the portable mount (mounter = "auto")'),
-    errno.ENOPKG: (UnsupportedError, "the portable mount is an extra: pip install 'floe[portable]', which needs libfuse3"),
+    errno.ENOPKG: (UnsupportedError, "pyfuse3 is missing: pip install '.[portable]' in a checkout of Floe; it needs libfuse3-dev"),
     errno.ENXIO: (UnsupportedError, "this kernel has no FUSE: load the module `fuse`"),
     errno.ENOSYS: (UnsupportedError, "use Linux 5.16 or later"),
     errno.ENOTBLK: (UnsupportedError, 'allow loop devices (loop = "auto"), or put the cache on a local disk'),

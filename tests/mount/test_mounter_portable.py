@@ -205,7 +205,7 @@ def test_without_pyfuse3_the_extra_is_named(node, monkeypatch, tmp_path):
     mounter = without_erofs(node.mounter(), monkeypatch)
     with pytest.raises(UnsupportedError, match=r"no EROFS, and load pyfuse3: .*libfuse3") as error:
         mounter.mount(node.tree(), "a")
-    assert "floe[portable]" in error.value.hint
+    assert "pip install '.[portable]'" in error.value.hint
 
 
 def test_a_lost_packfs_makes_it_dead(node):

@@ -174,7 +174,7 @@ def test_without_pyfuse3_the_extra_is_named(user):
     (broken / "pyfuse3.py").write_text("raise ImportError('no such module')")
     user.environ["PYTHONPATH"] = str(broken)
     refused = user.floe("model", "mount", "--portable", "one", user.home / "m", code=1)
-    assert "floe[portable]" in refused.stderr
+    assert "pip install '.[portable]'" in refused.stderr
     assert not (user.home / "m").exists()
 
 
