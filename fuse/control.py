@@ -38,12 +38,14 @@ class ControlServer:
         mounted: Callable[[str, Sequence[str]], object] = lambda _tree, _packs: None,
         expected: Callable[[str, int], object] = lambda _tree, _nbytes: None,
         unexpected: Callable[[str], object] = lambda _tree: None,
+        started: Callable[[str, str, Sequence[str]], object] = lambda _key, _name, _trees: None,
     ) -> None:
         self._status = status
         self._inflight = inflight
         self._mounted = mounted
         self._expected = expected
         self._unexpected = unexpected
+        self._started = started
         self._listener = _bind(run_dir)
         self._wake, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -134,14 +136,21 @@ class ControlServer:
         if op == wire.UNEXPECTED:
             self._unexpected(str(request.get("tree")))
             return {}
+        if op == wire.STARTED:
+            self._started(str(request.get("key")), str(request.get("name")), _texts(request, "trees"))
+            return {}
         raise BadInputError(f"unknown operation {op!r}")
 
 
 def _packs(request: dict[str, Any]) -> list[str]:
-    packs = request.get("packs")
-    if not isinstance(packs, list) or not all(isinstance(pack, str) for pack in packs):
-        raise BadInputError(f"{request['op']} needs a list of pack ids")
-    return packs
+    return _texts(request, "packs")
+
+
+def _texts(request: dict[str, Any], key: str) -> list[str]:
+    texts = request.get(key)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadInputError(f"{request['op']} needs a list of {key}")
+    return texts
 
 
 def _bytes(request: dict[str, Any]) -> int:

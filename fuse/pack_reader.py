@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from floe.store.cache import Writer
 from floe.store.completion import Order
@@ -13,6 +14,7 @@ from floe.store.objects.base import ObjectStore
 from floe.store.reading import Done, Read
 from floe.store.recorder import Recorder
 from floe.store.replay import Run
+from floe.store.waits import Stall
 
 
 class _Hits:
@@ -31,7 +33,7 @@ class PackReader:
     `readahead`: the largest window of bytes fetched ahead of a sequential reader, 0 for none. `deadline`: seconds
     that a read may take. `budget`: bytes of memory for data on its way. `recorder` is told of reads of the packs it
     records. `completion_rate`: bytes a second that `complete` may take from the store, 0 for all. `damage_memory`: seconds
-    for which damage at rest is believed in. All methods are thread-safe.
+    for which damage at rest is believed in; `stalled` is told, by the event loop, of reads that took long. All methods are thread-safe.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class PackReader:
         recorder: Recorder | None = None,
         completion_rate: int = 0,
         damage_memory: float = DAMAGE_MEMORY,
+        stalled: Callable[[Stall], object] = lambda _stall: None,
     ) -> None:
         self._writer = writer
         self._fetcher = Fetcher(
@@ -55,6 +58,7 @@ class PackReader:
             budget=budget,
             completion_rate=completion_rate,
             damage_memory=damage_memory,
+            stalled=stalled,
         )
         self.known_damage = self._fetcher.known_damage
         self._packs = writer.packs
@@ -151,6 +155,10 @@ class PackReader:
             **self._recorder.counts,
             **{f"kept_{name}": value for name, value in self._writer.counters().items()},
         }
+
+    def waits(self) -> dict[str, Any]:
+        """What reads waited for and requests took; see Fetcher.status."""
+        return self._fetcher.status()
 
     def close(self) -> None:
         """Stop fetching; outstanding reads end with CancelledError. The writer is left open."""

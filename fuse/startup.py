@@ -13,7 +13,7 @@ import mmap
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -72,7 +72,7 @@ class StartUp:
 
     Trees that are expected are fetched whatever the mode; with OFF nobody asks for their profiles.
 
-    `writer`: of the cache that trees and packs lie in. `recorder` is the `reader`'s. Thread-safe.
+    `writer`: of the cache that trees and packs lie in. `recorder` is the `reader`'s. `told` is told of events, see EventLog.add. Thread-safe.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class StartUp:
         *,
         mode: str = ON,
         spread: float = _SPREAD,
+        told: Callable[..., object] = lambda _kind, **_fields: None,
     ) -> None:
         self._profiles = profiles
         self._writer = writer
@@ -91,6 +92,7 @@ class StartUp:
         self._recorder = recorder
         self._mode = mode
         self._spread = spread
+        self._told = told
         self._counts = recorder.counts
         self._counts.update(dict.fromkeys(_COUNTS, 0))
         self._wanted: SimpleQueue[Recording | _Expected] = SimpleQueue()
@@ -175,16 +177,17 @@ class StartUp:
                 if isinstance(wanted, _Expected):
                     self._fetch_early(wanted, frames)
                 elif frames:
-                    self._replay(frames, wanted.replayed)
+                    self._replay(wanted.tree, frames, wanted.replayed)
             except (FloeError, OSError) as error:
                 _log.info("nothing of tree %s is fetched ahead: %s", wanted.tree, error)
             except Exception:
                 if not self._stopping.is_set():
                     _log.exception("nothing of tree %s could be fetched ahead", wanted.tree)
 
-    def _replay(self, frames: list[tuple[str, int]], fetched: set[tuple[str, int]]) -> None:
+    def _replay(self, tree: str, frames: list[tuple[str, int]], fetched: set[tuple[str, int]]) -> None:
         with self._lock:
             self._counts["profiles_found"] += 1
+        self._told("replay", tree=tree, frames=len(frames))
         self._reader.replay(list(plan(frames, self._frame_size)), fetched)
 
     def _fetch_early(self, expected: _Expected, frames: list[tuple[str, int]]) -> None:
@@ -192,6 +195,9 @@ class StartUp:
         with self._lock:
             if expected.withdrawn or not runs:
                 return
+            self._told(
+                "expected", tree=expected.tree, frames=sum(run.stop - run.first for run in runs), profile=bool(frames)
+            )
             if frames:
                 self._reader.replay(runs, expected.replayed)
             else:
@@ -275,6 +281,10 @@ class StartUp:
             used = len(recording.replayed & read)
             self._counts["profile_used_frames"] += used
             self._counts["profile_unused_frames"] += len(recording.replayed) - used
+        if recording.replayed or read:
+            self._told(
+                "prefetch", tree=recording.tree, used=used, unused=len(recording.replayed) - used, read=len(read)
+            )
         if not recording.reads or self._mode != ON or time.monotonic() < self._denied_until:
             return
         image = self._image(recording.tree)

@@ -163,13 +163,14 @@ def run_worker(
     mounted: Callable[[str, Sequence[str]], object] = lambda _tree, _packs: None,
     expected: Callable[[str, int], object] = lambda _tree, _nbytes: None,
     unexpected: Callable[[str], object] = lambda _tree: None,
+    started: Callable[[str, str, Sequence[str]], object] = lambda _key, _name, _trees: None,
     more_status: Callable[[], dict[str, Any]] = dict,
 ) -> int:
     """Serve the mount whose descriptors the keeper passed, until SIGTERM (0) or its end (EXIT_GONE).
 
     `busy_poll`: see session.py. `patience`: seconds within which `reader` answers, for the watchdog; 0: it does not say.
     `mounted` is told trees and their packs as they are mounted, `expected` trees that are going to be, and how many
-    bytes of them to fetch, `unexpected` those that are not after all. `more_status` adds to `Worker.status`.
+    bytes of them to fetch, `unexpected` those that are not after all, `started` what begins to use trees (see packfs_control.started). `more_status` adds to `Worker.status`.
     The caller closes `reader` afterwards; reads that this ends are not answered but left to the next worker.
     Called in the main thread. Errors in starting are logged and give an exit code too.
     """
@@ -221,6 +222,7 @@ def run_worker(
         mounted=mounted,
         expected=expected,
         unexpected=unexpected,
+        started=started,
     )
     if ready_fd >= 0:
         _tell(ready_fd)

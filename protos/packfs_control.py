@@ -9,6 +9,7 @@ objects, one a line; every request line gets exactly one reply line, in order.
     {"op": "mounted", "tree": "<digest>", "packs": ["<id>", ...]} -> {"ok": true}    said before the mount, see `announce`
     {"op": "expected", "tree": "<digest>", "bytes": 4096} -> {"ok": true}    see `expect`
     {"op": "unexpected", "tree": "<digest>"}    -> {"ok": true}    see `unexpect`
+    {"op": "started", "key": "...", "name": "...", "trees": ["<digest>", ...]} -> {"ok": true}    see `started`
     anything else                               -> {"ok": false, "error": "...", "hint": "..."}
 
 The socket outlives its server: while one worker is being replaced by the next (some 0.3 s), or while a
@@ -32,7 +33,7 @@ from floe.store.errors import BadInputError, FloeError, UnavailableError
 SOCKET_NAME = "packfs.sock"
 MAX_LINE = 1 << 20  # bytes; a tree has at most 256 packs, whose ids make 17 KiB
 PING, STATUS, INFLIGHT, MOUNTED = "ping", "status", "inflight", "mounted"
-EXPECTED, UNEXPECTED = "expected", "unexpected"
+EXPECTED, UNEXPECTED, STARTED = "expected", "unexpected", "started"
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -60,6 +61,14 @@ def expect(run_dir: Path, tree: str, nbytes: int) -> None:
 def unexpect(run_dir: Path, tree: str) -> None:
     """Take `expect` back: what is not asked for yet is not fetched."""
     _say(run_dir, {"op": UNEXPECTED, "tree": tree})
+
+
+def started(run_dir: Path, key: str, name: str, trees: Iterable[str]) -> None:
+    """Tell the worker that `key`, a container or a mountpoint, is about to read from `trees`, which are mounted.
+
+    `name` is its image's or its model's, "" when unknown. As for `announce`, no answer is waited for, and nothing is raised.
+    """
+    _say(run_dir, {"op": STARTED, "key": key, "name": name, "trees": list(trees)})
 
 
 def _say(run_dir: Path, message: dict[str, Any]) -> None:

@@ -6,9 +6,11 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing
+from typing import Any
 
+from floe import __version__
 from floe.snapshotter.config import SnapshotterConfig
 from floe.snapshotter.lazylayers import LazyLayers
 from floe.snapshotter.schema import Snapshot
@@ -17,7 +19,9 @@ from floe.snapshotter.snapshotter import Snapshotter
 from floe.snapshotter.statussocket import StatusSocket
 from floe.snapshotter.storelayers import open_layers
 from floe.store.errors import FloeError
-from floe.store.exposition import COUNTER, GAUGE, Metric, MetricsServer
+from floe.store.eventlog import EventLog
+from floe.store.exposition import COUNTER, GAUGE, HISTOGRAM, Metric, MetricsServer, distributions
+from floe.store.index.measured import STATES
 from floe.store.process import Heartbeat, harden, own_directory, refuse_own_mount, sd_notify
 
 log = logging.getLogger(__name__)
@@ -47,7 +51,9 @@ def run(config: SnapshotterConfig, layers: LazyLayers, stop: threading.Event) ->
     Returns when no thread works on the root directory any more: another process may own it then.
     """
     with ExitStack() as stack:
-        snapshotter = Snapshotter(config, layers)
+        events = stack.enter_context(closing(EventLog(config.run_dir, "snapshotter")))
+        events.add("snapshotter", pid=os.getpid(), version=__version__)
+        snapshotter = Snapshotter(config, layers, events.add)
         stack.callback(snapshotter.close)
         failed = snapshotter.start()
         if config.metrics_address is not None:
@@ -128,3 +134,19 @@ def _exposition(snapshotter: Snapshotter) -> Iterable[Metric]:
         (),
         {(): figures.remount_failures},
     )
+    text = "How long Prepare took, by what came of it."
+    yield Metric("floe_snapshotter_prepare_seconds", text, HISTOGRAM, ("outcome",), distributions(figures.prepares))
+    yield from _index(figures.index)
+
+
+def _index(index: Mapping[str, Any]) -> Iterable[Metric]:
+    """See MeasuredIndex.status; without an index no values."""
+    kind = index.get("kind", "none")
+    states: dict[tuple[str, ...], float] = {
+        (kind, state): float(state == index["state"]) for state in (STATES if index else ())
+    }
+    yield Metric("floe_index_state", "1 for how the index answered last.", GAUGE, ("kind", "state"), states)
+    times = distributions({kind: index["seconds"]} if index else None)
+    yield Metric("floe_index_request_seconds", "How long the index took to answer.", HISTOGRAM, ("kind",), times)
+    errors: dict[tuple[str, ...], float] = {(kind,): index["errors"]} if index else {}
+    yield Metric("floe_index_errors", "Requests that the index did not answer.", COUNTER, ("kind",), errors)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ class LazyLayers(Protocol):
 
     def unexpect(self, tree: str) -> None:
         """Take `expect` back."""
+        ...
+
+    def started(self, key: str, name: str, trees: Sequence[str]) -> None:
+        """Tell whoever reads `trees` that container `key` of image `name` ("" when unknown) begins to. Returns at once."""
+        ...
+
+    def index_status(self) -> Mapping[str, Any]:
+        """How the index answers; see MeasuredIndex.status. Empty when there is none."""
         ...
 
     def mount(self, tree: str, owner: str) -> None:

@@ -13,10 +13,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 from floe.snapshotter.cleaning import Cleaner
 from floe.snapshotter.config import ERROR, SnapshotterConfig
@@ -24,7 +24,7 @@ from floe.snapshotter.directories import Directories
 from floe.snapshotter.filters import info_fields, parse_filters
 from floe.snapshotter.idmaps import Clones
 from floe.snapshotter.lazylayers import LazyLayers, Usage
-from floe.snapshotter.lazymounts import LazyMounts
+from floe.snapshotter.lazymounts import LazyMounts, tree_of
 from floe.snapshotter.measures import Measures
 from floe.snapshotter.metastore import REF, Metastore
 from floe.snapshotter.modelsahead import ModelsAhead
@@ -40,6 +40,7 @@ from floe.snapshotter.mounts import (
     root_owner,
     snapshot_mounts,
 )
+from floe.snapshotter.prepares import IMAGE, Prepares
 from floe.snapshotter.resolver import CACHE, DAMAGED, MAX_WAITING, PACKFS, REASONS, TIMEOUT, UNTRUSTED, Missed, Resolver
 from floe.snapshotter.schema import Kind, Snapshot
 from floe.snapshotter.turns import Gate, Turns
@@ -71,7 +72,8 @@ class Figures:
 
     `snapshots` counts them by kind (active, view, committed, lazy; lazy ones are not among the committed), `fallbacks`
     the layers unpacked the ordinary way by reason, `counters` other events since the start. `breaker` is its state,
-    `mounts` how many trees are bound for snapshots, `trusted_keys` the ids of the keys whose signatures count.
+    `mounts` how many trees are bound for snapshots, `trusted_keys` the ids of the keys whose signatures count, `index` how
+    the index answers (LazyLayers.index_status), `prepares` how long Prepare took (Prepares.status).
     """
 
     snapshots: dict[str, int]
@@ -81,13 +83,22 @@ class Figures:
     remount_failures: int
     counters: dict[str, int]
     trusted_keys: tuple[str, ...] = ()
+    index: Mapping[str, Any] = field(default_factory=dict)
+    prepares: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Snapshotter:
     """The rules. Thread-safe. Call `start` before serving; `close` leaves every mount as it is."""
 
-    def __init__(self, config: SnapshotterConfig, layers: LazyLayers) -> None:
+    def __init__(
+        self,
+        config: SnapshotterConfig,
+        layers: LazyLayers,
+        told: Callable[..., object] = lambda _kind, **_fields: None,
+    ) -> None:
+        """`told` is told of events, see EventLog.add."""
         self._config = config
+        self._prepares = Prepares(told)
         self._layers = layers
         self._stop = threading.Event()
         self._places = Places(config.root)
@@ -144,6 +155,10 @@ class Snapshotter:
 
     def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         """Make an active snapshot; AlreadyExistsError also when the layer asked for by REF is there, lazily."""
+        with self._prepares.watch(key, parent, labels):
+            return self._prepare(key, parent, labels)
+
+    def _prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         check_labels(labels)
         above = self._meta.check_new(key, parent)
         parent_id = above.id if above else 0
@@ -159,7 +174,19 @@ class Snapshotter:
             made = self._create(Kind.ACTIVE, key, parent, labels, model=model)
             if remaining is not None:
                 self.resolver.budgets.keep(made.id, remaining)
-            return self._first_mounts(made)
+            mounts = self._first_mounts(made)
+            if not chain:
+                self._tell_start(made)
+            return mounts
+
+    def _tell_start(self, made: Snapshot) -> None:
+        """A container is about to start, if what was made is its layer: over which trees, of which image."""
+        chain = self._meta.chain(made.parent)
+        trees = [tree for below in chain if (tree := tree_of(below)) is not None]
+        if trees:
+            image = next((below.labels[IMAGE] for below in chain if IMAGE in below.labels), "")
+            self._prepares.note(trees=trees, image=image)
+            self._layers.started(made.name, image, trees)
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         """Make a read-only snapshot."""
@@ -244,6 +271,8 @@ class Snapshotter:
             self.lazy.remount_failures,
             counters,
             self._layers.trusted,
+            self._layers.index_status(),
+            self._prepares.status(),
         )
 
     # -- lazy layers -----------------------------------------------------------------------------------------------
@@ -267,6 +296,7 @@ class Snapshotter:
             self._refuse(f"layer {chain} cannot be had lazily and on_store_error is {ERROR!r}", found)
         with self._lock:
             self._fallbacks[found.reason] += 1
+        self._prepares.note(reason=found.reason, detail=str(found.error or ""))
         log.warning("layer %s is unpacked the ordinary way, reason %s", chain, found)
         return remaining
 
@@ -300,6 +330,7 @@ class Snapshotter:
         Missed when the tree cannot be mounted; UnavailableError when its directory is half-made. A directory in which
         a mount was tried is doomed and never handed out.
         """
+        self._prepares.note(tree=tree)
         made = self._meta.begin_lazy(f"floe/{chain}/", parent, labels, chain, tree)
         try:
             self.lazy.attach(made)

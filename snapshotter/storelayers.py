@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 from floe.mount.mounter import MountState, TreeMounter
 from floe.mount.quiet import packfs_device
@@ -19,7 +21,8 @@ from floe.store.cache import open_cache
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DeadlineError, FloeError, NotFoundError, UnavailableError
 from floe.store.ids import check_oci_digest
-from floe.store.index import open_index
+from floe.store.index import NullIndex, open_index
+from floe.store.index.measured import MeasuredIndex
 from floe.store.keyfiles import load_trust
 from floe.store.objects import open_store
 from floe.store.objects.retry import RetryingStore
@@ -41,7 +44,10 @@ def open_layers(config: SnapshotterConfig) -> StoreLayers:
     """Lazy layers out of the configured store, index, cache and run directory; nothing is asked over the network."""
     # A look-up that could still succeed after its deadline would only hold a thread.
     store = RetryingStore(open_store(config.store_url, retry=False), deadline=config.prepare_timeout)
-    catalog = Catalog(store, open_index(config.index_url), Vouching(load_trust(config.trusted_keys)))
+    index = open_index(config.index_url)
+    if not isinstance(index, NullIndex):
+        index = MeasuredIndex(index)
+    catalog = Catalog(store, index, Vouching(load_trust(config.trusted_keys)))
     cache = open_cache((config.cache_dir, *config.cache_dirs))
     mounter = TreeMounter(config.run_dir, cache, loop=config.loop, kind=config.mounter)
     return StoreLayers(catalog, TreeStore(store, cache), mounter)
@@ -103,6 +109,15 @@ class StoreLayers:
     def unexpect(self, tree: str) -> None:
         """Tell it that, too."""
         packfs_control.unexpect(self._mounter.run_dir, tree)
+
+    def started(self, key: str, name: str, trees: Sequence[str]) -> None:
+        """Tell the pack filesystem."""
+        packfs_control.started(self._mounter.run_dir, key, name, trees)
+
+    def index_status(self) -> Mapping[str, Any]:
+        """As measured since the start."""
+        index = self._catalog.index
+        return index.status() if isinstance(index, MeasuredIndex) else {}
 
     def mount(self, tree: str, owner: str) -> None:
         """Mount the tree."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from floe.cli.packfs_timings import timings
 from floe.store.exposition import COUNTER, GAUGE, Metric
 
 _SOURCES = ("cache", "prefetched", "store", "readahead")
@@ -34,6 +35,13 @@ _STATUS = {
     "rss": ("floe_packfs_resident_peak_bytes", GAUGE, "The worker's resident memory at its peak."),
     "packs": ("floe_packfs_packs", GAUGE, "Packs met since the pack filesystem was mounted."),
     "inflight": ("floe_packfs_inflight_reads", GAUGE, "Reads taken from the kernel and not yet answered."),
+    "waiting": (
+        "floe_packfs_waiting_requests",
+        GAUGE,
+        "Requests that the kernel has no answer to, those among them that no thread has taken yet.",
+    ),
+    "cache_limit_bytes": ("floe_cache_limit_bytes", GAUGE, "What the node cache may hold at most."),
+    "pinned_packs": ("floe_cache_pinned_packs", GAUGE, "Packs that are pinned: by native mounts, or by policy."),
     "requests": ("floe_packfs_kernel_requests", COUNTER, "FUSE requests of any kind."),
     "reads": ("floe_packfs_kernel_reads", COUNTER, "FUSE READ requests."),
     "read_bytes": ("floe_packfs_kernel_read_bytes", COUNTER, "Bytes answered to FUSE READ requests."),
@@ -61,6 +69,7 @@ _STATUS = {
 # By the reader's counter.
 _COUNTERS = {
     "memory_bytes": ("floe_packfs_fetch_memory_bytes", GAUGE, "Memory held by data on its way."),
+    "memory_waiting": ("floe_packfs_queued_reads", GAUGE, "Reads that wait for memory (fetch_memory)."),
     "profiles_found": ("floe_profiles_found", COUNTER, "Trees whose start-up profile was replayed."),
     "profiles_recorded": ("floe_profiles_recorded", COUNTER, "Starts of trees that were recorded."),
     "profiles_published": ("floe_profiles_published", COUNTER, "Recordings that changed a profile in the store."),
@@ -93,6 +102,7 @@ def packfs_metrics(status: Mapping[str, Any]) -> Iterable[Metric]:
 
     yield Metric("floe_requests", _REQUESTS, COUNTER, ("source",), by_source("requests"))
     yield Metric("floe_bytes", _BYTES, COUNTER, ("source",), by_source("bytes"))
+    yield from timings(status)
     states: dict[tuple[str, ...], float] = {
         (state,): count for state, count in (status.get("completion") or {}).items()
     }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
+import floe
 from floe.cli import node
 from floe.cli.context import open_cache
 from floe.cli.packfs_metrics import packfs_metrics
@@ -16,12 +19,15 @@ from floe.fuse import worker
 from floe.fuse.damage import DamageReports
 from floe.fuse.pack_reader import PackReader
 from floe.fuse.residency import Mounted, Residency
+from floe.fuse.stalls import Stalls
+from floe.fuse.starts import Starts
 from floe.fuse.startup import StartUp
 from floe.protos.packfs_control import PackfsClient
 from floe.store import process
-from floe.store.cache import open_writer
+from floe.store.cache import Writer, open_writer
 from floe.store.catalog import Catalog
 from floe.store.errors import FloeError
+from floe.store.eventlog import EventLog
 from floe.store.exposition import Metric, MetricsServer
 from floe.store.ids import ModelRef
 from floe.store.index import NullIndex
@@ -31,6 +37,7 @@ from floe.store.profiles import ProfileStore
 from floe.store.recorder import Recorder
 
 _log = logging.getLogger(__name__)
+_PINS_FOR = 15.0
 _PREDECESSOR = 10.0  # seconds that a worker which is ending may keep the cache
 
 
@@ -43,6 +50,13 @@ def run_worker(settings: Settings) -> int:
         cache = open_cache(settings, required=False)  # who reads a mounted tree needs no disk of ours
         writer = stack.enter_context(closing(open_writer(cache, wait=_PREDECESSOR, bypass=settings.cache_bypass)))
         recorder = Recorder()
+        events = stack.enter_context(closing(EventLog(settings.run_dir, "packfs")))
+
+        def trees_of(pack_id: str) -> list[str]:
+            return [tree for tree, _ in _mounted(settings.run_dir) if pack_id in _packs_of(residency, tree)]
+
+        stalls = Stalls(events, trees_of, writer.cache.tree_path)
+        stack.callback(stalls.close)
         reader = PackReader(
             store,
             writer,
@@ -51,11 +65,12 @@ def run_worker(settings: Settings) -> int:
             budget=settings.fetch_memory,
             recorder=recorder,
             completion_rate=settings.completion_rate,
+            stalled=stalls.add,
         )
         stack.callback(reader.close)
         patient = RetryingStore(store, deadline=settings.store_timeout)
         profiles = ProfileStore(Catalog(patient, NullIndex()))
-        startup = StartUp(profiles, writer, reader, recorder, mode=settings.profiles)
+        startup = StartUp(profiles, writer, reader, recorder, mode=settings.profiles, told=events.add)
         stack.callback(startup.close)
 
         def source_of(tree: str) -> str | None:
@@ -83,14 +98,30 @@ def run_worker(settings: Settings) -> int:
         if metrics is not None:
             stack.callback(metrics.close)
 
+        starts = Starts(recorder, events, residency.packs_of, reader.counters)
+        stack.callback(starts.close)
+        pinned = Pinned(writer)
+        events.add("worker", pid=os.getpid(), version=floe.__version__)
+
         def mounted(tree: str, packs: Sequence[str]) -> None:
+            events.add("mounted", tree=tree, packs=len(packs))
             startup.mounted(tree, packs)
             residency.mounted(tree, packs)
 
         def status() -> dict[str, Any]:
             found = residency.status()
             damaged, disks = damage.status(), writer.disks()
-            return {"residency": found, "completion": residency.states(found), "cache": disks, "damaged": damaged}
+            return {
+                "residency": found,
+                "completion": residency.states(found),
+                "cache": disks,
+                "cache_limit_bytes": sum(member.size for member in cache.members),
+                "pinned_packs": pinned.count(),
+                "damaged": damaged,
+                "waits": reader.waits(),
+                "starts": starts.status(),
+                "stalls": stalls.status(),
+            }
 
         return worker.run_worker(
             settings.run_dir,
@@ -100,8 +131,32 @@ def run_worker(settings: Settings) -> int:
             mounted=mounted,
             expected=startup.expected,
             unexpected=startup.unexpected,
+            started=starts.begun,
             more_status=status,
         )
+
+
+class Pinned:
+    """How many packs of a cache are pinned, counted no more often than every _PINS_FOR seconds: a look at the disk for each pack."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._until, self._count = 0.0, 0
+
+    def count(self) -> int:
+        """As of the last look."""
+        if time.monotonic() >= self._until:
+            with suppress(OSError):
+                self._count = sum(bool(self._writer.cache.pins(pack_id)) for pack_id in list(self._writer.packs))
+            self._until = time.monotonic() + _PINS_FOR
+        return self._count
+
+
+def _packs_of(residency: Residency, tree: str) -> tuple[str, ...]:
+    try:
+        return residency.packs_of(tree)
+    except (FloeError, OSError):
+        return ()
 
 
 def _mounted(run_dir: Path) -> list[Mounted]:

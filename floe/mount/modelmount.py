@@ -21,6 +21,7 @@ from floe.mount.mountinfo import mount_at, read_mounts
 from floe.mount.quiet import packfs_device, superblock_alive
 from floe.mount.state import PACKFS, known_fields
 from floe.mount.trees import Tree
+from floe.protos.packfs_control import started as tell_started
 from floe.store.errors import BadInputError, BusyError, FloeError, NotFoundError, UnavailableError
 from floe.store.ids import hexdigest
 
@@ -83,6 +84,7 @@ def mount_model(
             try:
                 mounter.mount(tree, record.owner)
                 mounter.bind(tree.digest, Path(place), model=True)
+                tell_started(mounter.run_dir, place, model, [tree.digest])
             except BaseException:
                 with contextlib.suppress(BusyError):
                     mounter.release(tree.digest, record.owner)

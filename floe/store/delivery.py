@@ -68,9 +68,16 @@ class Delivery:
         self._streams = ThreadPoolExecutor(_STREAMS, thread_name_prefix="floe-stream")
         self._streaming = 0
 
+    @property
+    def errors(self) -> dict[str, int]:
+        """Requests that failed, by cause; see errorkinds.kind_of."""
+        return self._downloader.errors
+
     async def run(self, get: Get) -> None:
         """Deliver every frame of `get`, or say that it is damaged. Raises what `Downloader.download` raises but damage."""
         failed = await self._attempt(get, get.first, get.count, again=0)
+        if failed:
+            get.error = TransitDamageError(f"content of pack {get.pack_id} did not match its digest on arrival")
         for frame in failed:
             for again in range(1, _TRIES):
                 if not await self._attempt(get, frame, 1, again=again):
@@ -116,6 +123,8 @@ class Delivery:
         finally:
             self._counts[f"{get.source}_bytes"] += stream.received
             self._counts[f"{get.source}_requests"] += stream.received > 0
+            if stream.error is not None:
+                get.error = stream.error
         return stream.passed, stream.failed
 
     def _stream_ended(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from floe.store import layout
+from floe.store.errorkinds import kind_of
 from floe.store.errors import FloeError, ThrottledError, TransitDamageError, UnavailableError
 from floe.store.ids import Buffer
 from floe.store.objects.base import ObjectStore
@@ -26,6 +28,7 @@ class Downloader:
     def __init__(self, store: ObjectStore, counts: dict[str, int]) -> None:
         self._store = store
         self._counts = counts
+        self.errors: Counter[str] = Counter()  # failed requests by cause
         self._others = ThreadPoolExecutor(_OTHERS, thread_name_prefix="floe-other")
 
     async def download(self, get: Get, first: int, count: int, *, another_way: bool) -> Buffer:
@@ -43,11 +46,13 @@ class Downloader:
                 self._counts[f"{get.source}_requests"] += 1
                 data = await self._get(key, start, length, another_way=another_way)
             except FloeError as error:
+                self.errors[kind_of(error)] += 1
                 if not error.retryable or isinstance(error, TransitDamageError):
                     raise
                 get.error = error
             except (OSError, RuntimeError, ValueError) as error:
                 _log.warning("fetching %s failed: %r", key, error)
+                self.errors["unavailable"] += 1
                 get.error = UnavailableError(f"fetching {key} from {self._store.url} failed: {error!r}")
             else:
                 self._counts[f"{get.source}_bytes"] += len(data)

@@ -1,7 +1,7 @@
 """Prometheus metrics of a daemon, served over HTTP on a unix socket or a loopback port.
 
 A daemon describes what it counts as `Metric` values each time it is asked; nothing is kept here. The format is
-prometheus-client's text exposition. Only this node can ask: other addresses are refused at the start.
+Prometheus' text, or OpenMetrics for who asks for that. Only this node can ask: other addresses are refused at the start.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import exposition as plain
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from floe.store import process
 from floe.store.errors import AccessDeniedError, BusyError, UnavailableError
+from floe.store.histogram import Distribution
 from floe.store.metricsaddress import parse_address
 
-COUNTER, GAUGE = "counter", "gauge"
+COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+_UNITS = ("seconds", "bytes")
 # A scraper that sends nothing does not hold a thread for longer (seconds).
 _REQUEST_TIMEOUT = 5.0
 _log = logging.getLogger(__name__)
@@ -38,9 +41,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: `name` without the `_total` of counters, `kind` COUNTER or GAUGE, and its values.
+    """One metric: `name` without the `_total` of counters, `kind` COUNTER, GAUGE or HISTOGRAM, and its values.
 
-    `values` maps label values, in the order of `labels`, to numbers; a metric without labels has the one key ().
+    `values` maps label values, in the order of `labels`, to numbers, those of a histogram to distributions; a metric without
+    labels has the one key ().
     Units are in the name: `floe_read_bytes`, `floe_uptime_seconds`.
     """
 
@@ -48,7 +52,12 @@ class Metric:
     help: str
     kind: str
     labels: tuple[str, ...] = ()
-    values: Mapping[tuple[str, ...], float] = field(default_factory=dict)
+    values: Mapping[tuple[str, ...], float | Distribution] = field(default_factory=dict)
+
+
+def distributions(found: Mapping[str, Any] | None) -> dict[tuple[str, ...], float | Distribution]:
+    """The values of a histogram with one label out of what Histogram.encode gave for each of its values."""
+    return {(name,): Distribution.decode(data) for name, data in (found or {}).items()}
 
 
 Source = Callable[[], Iterable[Metric]]
@@ -62,7 +71,7 @@ class MetricsServer:
         place = parse_address(address)
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_SourceCollector(source))
-        handler = _handler(lambda: generate_latest(registry))
+        handler = _handler(registry)
         self._path: Path | None = None
         try:
             if isinstance(place, Path):
@@ -103,16 +112,26 @@ class MetricsServer:
             self._path.unlink(missing_ok=True)
 
 
+_FAMILIES: Mapping[str, Any] = {
+    COUNTER: CounterMetricFamily,
+    GAUGE: GaugeMetricFamily,
+    HISTOGRAM: HistogramMetricFamily,
+}
+
+
 class _SourceCollector(Collector):
     def __init__(self, source: Source) -> None:
         self._source = source
 
     def collect(self) -> Iterator[Family]:
         for metric in self._source():
-            kind = CounterMetricFamily if metric.kind == COUNTER else GaugeMetricFamily
-            family = kind(metric.name, metric.help, labels=metric.labels)
-            for labels, value in sorted(metric.values.items()):
-                family.add_metric(labels, value)
+            unit = next((unit for unit in _UNITS if metric.name.endswith(f"_{unit}")), "")
+            family = _FAMILIES[metric.kind](metric.name, metric.help, labels=metric.labels, unit=unit)
+            for labels, value in sorted(metric.values.items(), key=lambda item: item[0]):
+                if isinstance(value, Distribution):
+                    family.add_metric(labels, value.buckets(), value.total)
+                else:
+                    family.add_metric(labels, value)
             yield family
 
 
@@ -151,7 +170,7 @@ class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
 
-def _handler(render: Callable[[], bytes]) -> type[BaseHTTPRequestHandler]:
+def _handler(registry: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = _REQUEST_TIMEOUT
 
@@ -160,12 +179,14 @@ def _handler(render: Callable[[], bytes]) -> type[BaseHTTPRequestHandler]:
                 self._answer(404, b"metrics are at /metrics\n", "text/plain; charset=utf-8")
                 return
             try:
-                body = render()
+                # As prometheus-client chooses; its own way of choosing also gzips, and renames what it cannot write.
+                way: Any = openmetrics if "application/openmetrics-text" in self.headers.get("Accept", "") else plain
+                body, kind = way.generate_latest(registry), way.CONTENT_TYPE_LATEST
             except Exception:
                 _log.exception("metrics could not be collected")
                 self._answer(500, b"metrics could not be collected\n", "text/plain; charset=utf-8")
                 return
-            self._answer(200, body, CONTENT_TYPE_LATEST)
+            self._answer(200, body, kind)
 
         def _answer(self, status: int, body: bytes, kind: str) -> None:
             self.send_response(status)
@@ -183,12 +204,12 @@ def _handler(render: Callable[[], bytes]) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def read_metrics(address: str, timeout: float = 5.0) -> str:
+def read_metrics(address: str, timeout: float = 5.0, *, accept: str = "*/*") -> str:
     """The text that a daemon on this node serves at `address`. UnavailableError: nobody answers in `timeout` s."""
     place = parse_address(address)
     try:
         with _connect(place, timeout) as connection:
-            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            connection.sendall(f"GET /metrics HTTP/1.0\r\nAccept: {accept}\r\n\r\n".encode())
             answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     except OSError as error:
         raise UnavailableError(f"nobody serves metrics at {address}: {error}") from error

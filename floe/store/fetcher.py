@@ -19,6 +19,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from floe.store.ahead import Ahead
 from floe.store.budget import Budget, Lease
@@ -40,6 +41,7 @@ from floe.store.onhand import Held, OnHand
 from floe.store.reading import Done, Flight, Get, Read
 from floe.store.replay import Replayer, Run
 from floe.store.requests import GET_MAX, Requests
+from floe.store.waits import Stall, Waits
 from floe.store.writebehind import WriteBehind
 
 _log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Fetcher:
 
     `readahead`: largest window in bytes (0: none). `deadline`: seconds for a read. `budget`: bytes of memory for data on
     its way. `store` retries passing faults itself or not; `damage_memory` seconds is how long damage is believed in.
+    `stalled` is told of reads that took long, see Waits.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Fetcher:
         budget: int = 256 << 20,
         damage_memory: float = DAMAGE_MEMORY,
         completion_rate: int = 0,
+        stalled: Callable[[Stall], object] = lambda _stall: None,
     ) -> None:
         self._url = store.url
         self._writer = writer
@@ -83,6 +87,7 @@ class Fetcher:
         self._lock = threading.Lock()  # orders submit and close
         self._loop = asyncio.new_event_loop()
         self.on_hand = OnHand(self._loop.time, self._loop.call_later)
+        self._waits = Waits(self._loop.time, stalled)
         self._requests = Requests(store, self._counts, self._loop, self, self.on_hand, damage_memory=damage_memory)
         self.known_damage = self._requests.known_damage
         self._lost = LostIndexes(store, writer, self._loop, self._locals, deadline=deadline)
@@ -180,6 +185,14 @@ class Fetcher:
             "around_returned": self._around.returned,
         }
 
+    def status(self) -> dict[str, Any]:
+        """What Waits says, `store_errors` by cause, and `requests_in_flight`."""
+        return {
+            **self._waits.status(),
+            "store_errors": dict(self._requests.errors),
+            "requests_in_flight": self._requests.under_way,
+        }
+
     def close(self) -> None:
         """End outstanding reads with CancelledError, and all threads."""
         with self._lock:
@@ -210,6 +223,7 @@ class Fetcher:
 
     def _start(self, read: Read) -> None:
         self._reads.add(read)
+        read.submitted = self._loop.time()
         self._completer.touch()
         read.timer = self._loop.call_later(self._deadline, self._expire, read)
         try:
@@ -236,7 +250,7 @@ class Fetcher:
             self.finish(read, table)
 
     def _begin(self, read: Read, table: FrameTable) -> None:
-        read.table = table
+        read.table, read.indexed = table, self._loop.time()
         if read.length <= 0 or read.offset < 0 or read.offset + read.length > table.content_size:
             self.finish(read, BadInputError(f"{read.what} were asked for, it has {table.content_size}"))
             return
@@ -258,7 +272,7 @@ class Fetcher:
         if read.finished:
             lease.drop()
             return
-        read.lease = lease
+        read.lease, read.granted = lease, self._loop.time()
         if not self._ready:
             self._loop.call_soon(self._plan)  # with whatever else arrives in this turn of the loop
         self._ready.append(read)
@@ -288,6 +302,7 @@ class Fetcher:
             return
         read.finished = True
         self._around.finished(read, well=error is None)
+        self._waits.finished(read, error)
         self._reads.discard(read)
         if read.timer is not None:
             read.timer.cancel()
@@ -322,8 +337,10 @@ class Fetcher:
 
     def give(self, read: Read, frame: int, content: Buffer, get: Get | None) -> None:
         """See Readers.give."""
-        if not read.finished and read.take(frame, content, get):
-            self.finish(read, None)
+        if not read.finished:
+            read.source = get
+            if read.take(frame, content, get):
+                self.finish(read, None)
 
     def has_read(self, read: Read, held: Held) -> None:
         """See Readers.has_read."""
@@ -341,9 +358,11 @@ class Fetcher:
                 return
         self.finish(read, error)
 
-    def took(self, seconds: float) -> None:
+    def took(self, get: Get) -> None:
         """See Readers.took."""
-        self._ahead.took(seconds)
+        self._waits.requested(get)
+        if get.streamed and not get.unread:
+            self._ahead.took(self._loop.time() - get.began)
 
     def landed(self, batch: list[Held]) -> None:
         """See Readers.landed."""

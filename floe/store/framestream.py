@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from floe.store.blocks import Blocks
-from floe.store.errors import FloeError, TransitDamageError
+from floe.store.errors import FloeError, RangeError, TransitDamageError
 from floe.store.frames import VerifiedFrame, decode_frame
 from floe.store.objects.base import Range
 from floe.store.packindex import CODEC_RAW
@@ -26,7 +26,7 @@ class FrameStream:
     """Frames [first, first + count) of `get`, from the object `key` that `open_range` opens.
 
     `arrived` is told each verified frame, in the thread. Afterwards `passed` frames are dealt with, those in `failed` did not match
-    their digests, and `received` bytes came.
+    their digests, `received` bytes came, and `error` is why not all of them.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class FrameStream:
         self._aborted = False
         self.passed = 0
         self.received = 0
+        self.error: FloeError | None = None
         self.failed: list[int] = []
 
     def run(self) -> None:
@@ -65,6 +66,8 @@ class FrameStream:
                         return
                     self._read(opened, first, stop)
         except FloeError as error:
+            if not isinstance(error, RangeError):  # no failure: it comes another way
+                self.error = error
             _log.debug("pack %s: %s", self._pack_id, error)
 
     def abort(self) -> None:

@@ -173,6 +173,7 @@ class Gatherer:
             flight = read.flights.get(frame)
             if flight is not None:
                 flight.waiters.discard(read)
+            read.source = None
             if read.keep(frame, piece):
                 self._reads.finish(read, None)
             if flight is not None and flight.get is not None and not flight.get.ahead:

@@ -112,7 +112,10 @@ class Read:
         self.flights: dict[int, Flight] = {}
         self.pieces: dict[int, Buffer] = {}
         self.frames = range(0)
-        self.began = 0.0  # to wait for the store, in the event loop's seconds
+        # In the event loop's seconds: when it came, had its pack's index, had its memory.
+        self.submitted = self.indexed = self.granted = 0.0
+        self.began = 0.0  # to wait for the store, likewise
+        self.source: Get | None = None  # of what came last; None: the cache
         self.fresh = False  # all that it waits for was asked of the store for it
         self.patience: asyncio.TimerHandle | None = None  # of one that goes around the cache's disk
         self.returned = False  # to the disk, when that ran out

@@ -19,6 +19,7 @@ QUIET = 8.0  # seconds without anything new that end a recording
 WAIT = 900.0  # seconds from the mount to the first read; what is not started by then is not a start
 _READS_MAX = 32768  # of one recording
 _BYTES_MAX = 1 << 30  # of one recording; what comes then is a stream, which reading ahead serves
+_FOLLOWED_MAX = 64  # at a time
 _RECORDINGS_MAX = 512  # at a time; packs are looked up in one dict, so many cost readers no more than one
 
 
@@ -43,7 +44,7 @@ class Recording:
         self.replayed: set[tuple[str, int]] = set()
         self._known: set[tuple[str, int]] = set()
         self._looked_at = 0
-        self._news = now
+        self.news = now  # when something was read for the first time, as of the last look
 
     def is_over(self, now: float) -> bool:
         """Whether it is time to evaluate it; to be asked every second or so."""
@@ -54,8 +55,8 @@ class Recording:
         for pack_id, offset, _, when in reads:
             if (pack_id, offset) not in self._known:
                 self._known.add((pack_id, offset))
-                self._news = max(self._news, when)
-        return self.is_full or now - self.reads[0].when >= WINDOW or now - self._news >= QUIET
+                self.news = max(self.news, when)
+        return self.is_full or now - self.reads[0].when >= WINDOW or now - self.news >= QUIET
 
     @property
     def is_full(self) -> bool:
@@ -72,6 +73,7 @@ class Recorder:
         self._clock = clock
         self._lock = threading.Lock()
         self._recordings: dict[str, Recording] = {}
+        self._followed: list[Recording] = []
 
     def begin(self, tree: str, packs: Iterable[str]) -> Recording | None:
         """Record the reads of `packs` for `tree`, just mounted; None when it is recorded already, or too many are."""
@@ -101,6 +103,25 @@ class Recorder:
                 self._rearrange()
         return over
 
+    def follow(self, name: str, packs: Iterable[str]) -> Recording | None:
+        """Note the reads of `packs` beside whatever is recorded, until `unfollow`; None when too many are followed.
+
+        Whoever follows asks the recording itself whether it is over. `name` takes the place of a tree.
+        """
+        with self._lock:
+            if len(self._followed) >= _FOLLOWED_MAX:
+                return None
+            recording = Recording(name, packs, self._clock())
+            self._followed.append(recording)
+            self._rearrange()
+        return recording
+
+    def unfollow(self, recording: Recording) -> None:
+        """Note no more for it."""
+        with self._lock:
+            self._followed.remove(recording)
+            self._rearrange()
+
     @property
     def active(self) -> bool:
         """Whether anything is recorded."""
@@ -108,7 +129,7 @@ class Recorder:
 
     def _rearrange(self) -> None:
         packs: dict[str, tuple[Recording, ...]] = {}
-        for recording in self._recordings.values():
+        for recording in (*self._recordings.values(), *self._followed):
             for pack_id in recording.packs:
                 packs[pack_id] = (*packs.get(pack_id, ()), recording)
         self.packs = packs

@@ -43,8 +43,8 @@ class Readers(Protocol):
         """A frame that a read waits for will not come this way."""
         ...
 
-    def took(self, seconds: float) -> None:
-        """A request that a stream had read from ended well."""
+    def took(self, get: Get) -> None:
+        """A request ended well."""
         ...
 
     def landed(self, batch: list[Held]) -> None:
@@ -80,6 +80,16 @@ class Requests:
     def __contains__(self, key: tuple[str, int]) -> bool:
         """Whether a frame, (pack, number), is under way."""
         return key in self.flights
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Requests that failed, by cause; see errorkinds.kind_of."""
+        return self._delivery.errors
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have not ended."""
+        return len(self._tasks)
 
     def begin(self, pack_id: str, frame: int) -> Flight:
         """A frame that is to be asked for, now, by `send`."""
@@ -140,8 +150,8 @@ class Requests:
         """Also when the task was cancelled before its first step: nothing may be left waiting."""
         self._tasks.discard(task)
         error: FloeError | None = None
-        if get.streamed and not get.unread and not task.cancelled() and task.exception() is None:
-            self._readers.took(self._loop.time() - get.began)
+        if not task.cancelled() and task.exception() is None:
+            self._readers.took(get)
         if not task.cancelled() and task.exception() is not None:
             problem = task.exception()
             if isinstance(problem, FloeError):

@@ -136,6 +136,7 @@ class DirectoryLayers:
         self.swept = 0
         self.expected: list[tuple[str, int]] = []
         self.unexpected: list[str] = []
+        self.starts: list[tuple[str, str, list[str]]] = []
         self.signed: set[str] | None = None
         self.seen_signed: set[str] = set()
 
@@ -185,6 +186,12 @@ class DirectoryLayers:
 
     def unexpect(self, tree: str) -> None:
         self.unexpected.append(tree)
+
+    def started(self, key: str, name: str, trees: Sequence[str]) -> None:
+        self.starts.append((key, name, list(trees)))
+
+    def index_status(self) -> Mapping[str, object]:
+        return {}
 
     def mount(self, tree: str, owner: str) -> None:
         self.owners.setdefault(tree, set()).add(owner)

@@ -15,7 +15,7 @@ from floe.cli.main import build_parser
 from floe.fuse.errno_map import ERRNO
 from floe.ingest.oci import layers, media, tarheader, tarstream
 from floe.snapshotter import daemon, resolver, snapshotter
-from floe.store import erofs, fields, jsontext, nodes, packindex, profile, treeobject
+from floe.store import erofs, errorkinds, fields, jsontext, nodes, packindex, profile, treeobject, waits
 from floe.store.objects import check, gcs_address, keys, s3_address
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +80,9 @@ def exported(metrics):
     }
 
 
+NESTED = ("read_seconds", "request_seconds", "store_errors", "seconds", "last")
+
+
 class Everything(dict):
     """A status that lacks no figure."""
 
@@ -87,7 +90,7 @@ class Everything(dict):
         return True
 
     def __missing__(self, key):
-        return Everything() if key == "counters" else 0
+        return Everything() if key in ("counters", "waits", "starts") else {} if key in NESTED else 0
 
     def get(self, key, _=None):
         return self[key]
@@ -104,6 +107,9 @@ def test_the_table_of_metrics_is_what_is_exported():
 def test_the_reasons_and_events_are_the_code_s():
     assert column(OPERATIONS, "reason") == list(resolver.REASONS)
     assert sorted(column(OPERATIONS, "event of packfs")) == sorted(packfs_metrics._EVENTS.values())
+    assert column(OPERATIONS, "cause of a wait") == list(waits.CAUSES)
+    (row,) = (row for row in rows(OPERATIONS, "metric") if code(row[0]) == ["floe_store_errors_total"])
+    assert code(row[2]) == list(errorkinds.KINDS)
     counted = {
         call.args[0].value
         for name in ("snapshotter", "cleaning", "modelsahead")

@@ -3,10 +3,12 @@ import socket
 import threading
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from floe.store import process
 from floe.store.errors import AccessDeniedError, BadInputError, BusyError, UnavailableError
-from floe.store.exposition import COUNTER, GAUGE, Metric, MetricsServer, read_metrics
+from floe.store.exposition import COUNTER, GAUGE, HISTOGRAM, Metric, MetricsServer, distributions, read_metrics
+from floe.store.histogram import Histogram
 from floe.store.metricsaddress import parse_address
 
 
@@ -138,3 +140,28 @@ def test_a_silent_client_holds_nobody_up():
 def test_a_directory_that_cannot_be_written():
     with pytest.raises((AccessDeniedError, BusyError)):
         MetricsServer("unix:/proc/nowhere/metrics.sock", source)
+
+
+def test_a_histogram_and_openmetrics_with_units_for_who_asks_for_that():
+    histogram = Histogram((0.1, 1.0))
+    histogram.add(0.5)
+    metrics = [
+        Metric("floe_wait_seconds", "Waits.", HISTOGRAM, ("cause",), distributions({"store": histogram.encode()})),
+        *source(),
+    ]
+    server = MetricsServer("127.0.0.1:0", lambda: metrics)
+    try:
+        plain, text = (
+            read_metrics(server.address, accept=accept)
+            for accept in ("text/plain", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+        )
+    finally:
+        server.close()
+    assert '\nfloe_wait_seconds_bucket{cause="store",le="1.0"} 1.0\n' in plain
+    assert '\nfloe_wait_seconds_sum{cause="store"} 0.5\n' in plain
+    assert text.endswith("# EOF\n")
+    assert "# UNIT floe_wait_seconds seconds\n" in text
+    assert "# UNIT floe_read_bytes bytes\n" in text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert families["floe_wait_seconds"].type == "histogram"
+    assert families["floe_read_bytes"].unit == "bytes"
