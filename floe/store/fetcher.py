@@ -179,6 +179,7 @@ class Fetcher:
             "reads": len(self._reads),
             "memory_bytes": self._budget.used,
             "memory_peak_bytes": self._budget.peak,
+            "memory_waiting": sum(read.lease is None and read.asked is not None for read in list(self._reads)),
             "skipped_frames": self.on_hand.skipped,
             "streams_left": self._ahead.left,
             "around_reads": self._around.reads,

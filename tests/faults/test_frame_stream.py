@@ -130,6 +130,7 @@ def test_what_is_counted_is_what_came(node, pack):
     pack.publish(memory)
     reader = node(Streams(memory), pack)
     assert read(reader, pack.id, 0, 8 * MIB) == pack.content
+    wait_until(lambda: reader.counters()["store_requests"])  # its answer may be read to the end before it has ended
     counts = reader.counters()
     assert (counts["store_requests"], counts["store_bytes"], counts["store_errors"]) == (1, len(pack.stored), 0)
 
