@@ -11,18 +11,18 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from floe.ingest.hotcontent import LEAST
-from floe.ingest.hotfiles import HotFiles, HotSink
+from floe.ingest.hotfiles import HotSink
 from floe.ingest.oci import stubs
 from floe.ingest.oci.ahead import Ahead
 from floe.ingest.oci.compression import hashed, unpack
 from floe.ingest.oci.hotlayers import HotLayers
 from floe.ingest.oci.inherit import inherit
+from floe.ingest.oci.layerplan import ALL_LAYERS, NEW_LAYERS, NO_LAYERS, Layer, Plan, layers_of
 from floe.ingest.oci.layers import LayerTree, read_layer
 from floe.ingest.oci.media import Descriptor
 from floe.ingest.oci.opening import open_source
@@ -33,16 +33,13 @@ from floe.ingest.publish import Ingest
 from floe.ingest.session import Session
 from floe.store import layout
 from floe.store.catalog import Catalog
-from floe.store.errors import CancelledError, DamagedError, NotFoundError, UnsupportedError, UntrustedError
-from floe.store.ids import chain_ids, check_text
+from floe.store.errors import CancelledError, DamagedError, UnsupportedError
+from floe.store.ids import check_text
 from floe.store.nodes import Node
-from floe.store.packindex import LAYER_FRAME, PackIndex
+from floe.store.packindex import LAYER_FRAME
 from floe.store.progress import Progress
-from floe.store.records import KIND_LAYER, PARENT_LABEL, ChainRecord, ImageRecord, Manifest, Ref
-from floe.store.treeobject import decode_tree
+from floe.store.records import KIND_LAYER, PARENT_LABEL, ChainRecord, ImageRecord
 
-# Whether start-up profiles say where content goes: for layers that are new, for those too that are stored already, or not.
-NEW_LAYERS, ALL_LAYERS, NO_LAYERS = "new", "all", "none"
 _PARALLEL = 4  # layers at once; each may hold some 200 MiB
 
 
@@ -121,37 +118,6 @@ def index_image(
         raise
 
 
-@dataclass
-class _Layer:
-    """A layer on its way. `known` is what the store has under its diff id."""
-
-    number: int
-    diff_id: str
-    chain_id: str
-    parent: str
-    known: tuple[str, Manifest] | None = None
-    stub: bool = False
-    usable: bool = True
-    again: bool = False  # what is known is read again, to be laid out
-    suspect: bool = False  # what is known is read again, for it may be damaged
-    hot: HotFiles = field(default_factory=HotFiles)
-    hot_packs: tuple[str, ...] = ()
-    result: tuple[str, Manifest] | None = None
-    tree: Future[Node] = field(default_factory=Future)
-
-    @property
-    def reused(self) -> bool:
-        """Whether what the store has is used as it is."""
-        return not self.again and not self.suspect and self.fits
-
-    @property
-    def fits(self) -> bool:
-        """Whether what the store has can be used in this image."""
-        if self.known is None:
-            return False
-        return self.known[1].labels.get(PARENT_LABEL, self.parent) == self.parent
-
-
 class _Indexing:
     def __init__(
         self,
@@ -167,19 +133,15 @@ class _Indexing:
         self._catalog, self._image, self._spool_dir, self._progress = catalog, image, spool_dir, progress
         self._workers = workers or os.cpu_count() or 2
         self._session = Session(catalog.store)
-        self._hot, self._lay_out = HotLayers(catalog, image, self._session.packs), profile
+        self._hot = HotLayers(catalog, image, self._session.packs)
+        self._plan = Plan(catalog, image, self._session, self._hot, profile, verify=verify)
         self._verify = verify
         self._repaired: dict[str, int] = {}
         self._lock = threading.Lock()  # guards the sums below and `progress`
         self._loading = threading.Lock()  # one thread at a time loads the tree of a layer that is reused
         self._warnings: list[str] = []
         self._new_packs = self._new_bytes = self._hot_bytes = self._copied_bytes = 0
-        ids = image.config.diff_ids
-        chains = chain_ids(ids)
-        self._layers = [
-            _Layer(number, diff_id, chain, chains[number - 1] if number else "")
-            for number, (diff_id, chain) in enumerate(zip(ids, chains, strict=True))
-        ]
+        self._layers = layers_of(image)
 
     def run(self) -> IndexResult:
         with contextlib.closing(self._session):
@@ -187,7 +149,7 @@ class _Indexing:
 
     def _run(self) -> IndexResult:
         self._catalog.ensure_store()
-        todo = self._plan()
+        todo = self._plan.to_read(self._layers)
         if todo:
             self._catalog.sync_chunks()
             if self._progress is not None:
@@ -195,59 +157,7 @@ class _Indexing:
             self._read_all(todo)
         return self._publish()
 
-    def _plan(self) -> list[_Layer]:
-        """The layers that must be read, each diff id once."""
-        todo: dict[str, _Layer] = {}
-        for layer in self._layers:
-            if stubs.is_annotated(self._image.manifest.layers[layer.number]):
-                layer.stub = True
-                continue
-            layer.known = self._known(layer.diff_id)
-            layer.suspect = layer.known is not None and self._is_suspect(layer.known[1])
-            if self._lay_out == ALL_LAYERS and layer.fits and layer.diff_id not in todo:
-                layer.hot = self._hot.files(layer.number, layer.known[1].tree.digest if layer.known else None)
-                layer.again = len(layer.hot) >= LEAST
-            if layer.reused:
-                layer.result = layer.known
-            else:
-                todo.setdefault(layer.diff_id, layer)
-        for layer in todo.values():
-            if self._lay_out != NO_LAYERS and not layer.again:
-                layer.hot = self._hot.files(layer.number, layer.known[1].tree.digest if layer.known else None)
-        return list(todo.values())
-
-    def _known(self, diff_id: str) -> tuple[str, Manifest] | None:
-        """What the store has, when all of it is there and sound (packs: there): indexing again repairs a store.
-
-        Where signatures are asked for, what is not signed is not had: whoever signs it has read it.
-        """
-        try:
-            found = self._catalog.layer(diff_id)
-            if found is None:
-                return None
-            store = self._catalog.store
-            self._protect(diff_id, *found)
-            ref = layout.layer_ref_key(diff_id)
-            if Ref.decode(store.get(ref), ref).manifest != found[0]:
-                return None
-            decode_tree(store.get(layout.tree_key(found[1].tree.digest)), found[1].tree.digest)
-            for pack in found[1].packs:
-                PackIndex.decode(store.get(layout.pack_index_key(pack.id)), pack.id)
-                if store.head(layout.pack_key(pack.id)).size != pack.stored_size:
-                    return None
-        except (NotFoundError, DamagedError, UntrustedError):
-            return None
-        return found
-
-    def _protect(self, diff_id: str, digest: str, manifest: Manifest) -> None:
-        packs = (layout.pack_key(pack.id) for pack in manifest.packs)
-        tree = layout.tree_key(manifest.tree.digest)
-        self._session.protection.protect([layout.layer_ref_key(diff_id), layout.manifest_key(digest), tree, *packs])
-
-    def _is_suspect(self, manifest: Manifest) -> bool:
-        return self._verify or any(pack.id in self._session.examiner.reported() for pack in manifest.packs)
-
-    def _read_all(self, todo: list[_Layer]) -> None:
+    def _read_all(self, todo: list[Layer]) -> None:
         parallel = min(len(todo), self._workers, _PARALLEL)
         with ThreadPoolExecutor(parallel, thread_name_prefix="floe-layer") as pool:
             # Lower layers first: one that waits for a lower layer's tree never waits for one that has not begun.
@@ -262,14 +172,14 @@ class _Indexing:
         if failures:
             raise next((error for error in failures if not isinstance(error, CancelledError)), failures[0])
 
-    def _read(self, layer: _Layer, workers: int) -> None:
+    def _read(self, layer: Layer, workers: int) -> None:
         try:
             self._ingest(layer, workers)
         finally:
             if not layer.tree.done():
                 layer.tree.set_exception(CancelledError("indexing was stopped"))
 
-    def _ingest(self, layer: _Layer, workers: int) -> None:
+    def _ingest(self, layer: Layer, workers: int) -> None:
         what = self._image.layer_name(layer.number)
         with Ingest(
             self._catalog,
@@ -317,7 +227,7 @@ class _Indexing:
                 self._repaired[pack_id] = self._repaired.get(pack_id, 0) + frames
             self._warnings += [*warnings, *ingest.stats.warnings]
 
-    def _read_tree(self, layer: _Layer, ingest: Ingest, what: str) -> LayerTree:
+    def _read_tree(self, layer: Layer, ingest: Ingest, what: str) -> LayerTree:
         descriptor = self._image.manifest.layers[layer.number]
         digests: list[str] = []
         with Ahead(self._tar(descriptor, digests, what)) as tar:
@@ -353,7 +263,7 @@ class _Indexing:
                     self._progress.advance(len(piece))
             yield piece
 
-    def _root_of(self, layer: _Layer) -> stubs.RootOf:
+    def _root_of(self, layer: Layer) -> stubs.RootOf:
         def root() -> Node:
             twin = next(other for other in self._layers if other.diff_id == layer.diff_id)
             if twin.stub and not twin.tree.done():
@@ -412,7 +322,7 @@ class _Indexing:
             self._repaired,
         )
 
-    def _seed_profiles(self, layers: Mapping[str, _Layer]) -> None:
+    def _seed_profiles(self, layers: Mapping[str, Layer]) -> None:
         for layer in layers.values():
             if layer.result is not None:
                 before = layer.known[1].tree.digest if layer.known and layer.again else None
