@@ -115,7 +115,7 @@ def run_worker(settings: Settings) -> int:
                 "residency": found,
                 "completion": residency.states(found),
                 "cache": disks,
-                "cache_limit_bytes": sum(member.size for member in cache.members),
+                "cache_limit_bytes": sum(member.size or 0 for member in cache.members),
                 "pinned_packs": pinned.count(),
                 "damaged": damaged,
                 "waits": reader.waits(),

@@ -148,9 +148,14 @@ def test_a_worker_that_finds_no_cache_directory_at_its_start_reads_from_the_stor
     os.kill(worker, signal.SIGKILL)
     for name in ("two", "three"):
         assert (node.place / name).read_bytes() == node.content[name]
-    (directory,) = node.json("status")["cache"]["directories"]
-    assert directory["state"] == "left out"
-    assert f"cache folder {disk}/cache: File exists" in directory["problem"]
+
+    def said():  # by the worker, once it has the time
+        (directory,) = node.json("status")["cache"]["directories"]
+        return (
+            directory.get("state") == "left out" and f"cache folder {disk}/cache: File exists" in directory["problem"]
+        )
+
+    wait_until(said)
     (disk / "cache").unlink()
     (disk / "lost").rename(disk / "cache")
     node.floe("umount", node.place)

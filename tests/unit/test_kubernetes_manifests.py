@@ -17,7 +17,9 @@ TAINT = "startup-taint.cluster-autoscaler.kubernetes.io/floe"
 OLDEST, NEWEST = "1.30", kubernetes_validate.latest_version()
 KUSTOMIZATIONS = sorted(KUBERNETES.rglob("kustomization.yaml"))
 MANIFESTS = sorted(
-    path for path in INSTALL.rglob("*.yaml") if path.name != "kustomization.yaml" and "identity" not in path.parts
+    path
+    for path in INSTALL.rglob("*.yaml")
+    if path.name != "kustomization.yaml" and not {"identity", "observability"} & {*path.parts}
 )
 
 
