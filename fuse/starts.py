@@ -1,7 +1,7 @@
 """Starts as the worker sees them: from the Prepare of a container, or the mount of a model, to the first read and to the last new one.
 
 What is read is noted by the recorder, beside what it notes for profiles: a reader pays nothing for it that it does not pay then. A
-thread looks once a second which starts are over; their figures and an event `start` say how they went.
+thread looks once a second which starts are over; their figures and an event `start` say how they went, after one `begun`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 _LOOK_PAUSE = 1.0  # seconds
 _NAMES_MAX = 64  # images and models whose last start is told
 _NAME_MAX = 200  # characters
+_SOURCES = ("cache_", "prefetched_", "store_", "readahead_", "profile_", "completion_", "front_")
+_UNITS = ("_requests", "_bytes", "_frames")
 FIRST, LAST = "first_read", "last_read"
 
 
@@ -35,7 +37,10 @@ class _Start:
 
 
 class Starts:
-    """`packs_of` a tree, which may raise FloeError or OSError; `counters` are the reader's. Thread-safe."""
+    """`packs_of` a tree, which may raise FloeError or OSError; `counters` are the reader's. Thread-safe.
+
+    `source_of` a tree (see profiles.py) names a start whose image nobody told; it may raise the store's errors.
+    """
 
     def __init__(
         self,
@@ -43,11 +48,13 @@ class Starts:
         events: EventLog,
         packs_of: Callable[[str], Sequence[str]],
         counters: Callable[[], Mapping[str, int]],
+        source_of: Callable[[str], str | None] = lambda _tree: None,
     ) -> None:
         self._recorder = recorder
         self._events = events
         self._packs_of = packs_of
         self._counters = counters
+        self._source_of = source_of
         self._lock = threading.Lock()  # guards what follows
         self._under_way: dict[_Start, Mapping[str, int]] = {}  # and what was counted at its beginning
         self._watcher: threading.Thread | None = None
@@ -68,6 +75,7 @@ class Starts:
             return
         with self._lock:
             self._under_way[_Start(key, name[:_NAME_MAX], trees, recording)] = dict(self._counters())
+            self._events.add("begun", key=key, name=name[:_NAME_MAX], trees=list(trees))
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._watch, name="floe-starts", daemon=True)
                 self._watcher.start()
@@ -94,19 +102,20 @@ class Starts:
             stopping = self._stopping.wait(_LOOK_PAUSE)
             now = time.monotonic()
             with self._lock:
-                over = [start for start in self._under_way if start.recording.is_over(now) or stopping]
-                before = [self._under_way.pop(start) for start in over]
-            for start, counted in zip(over, before, strict=True):
+                over = [item for item in self._under_way.items() if item[0].recording.is_over(now) or stopping]
+            for start, counted in over:
                 self._recorder.unfollow(start.recording)
                 if start.recording.reads:
                     self._tell(start, counted)
             with self._lock:
+                for start, _ in over:
+                    del self._under_way[start]
                 if not self._under_way:
                     self._watcher = None
                     return
 
     def _tell(self, start: _Start, before: Mapping[str, int]) -> None:
-        recording = start.recording
+        recording, name = start.recording, start.name or self._name(start.trees)
         first, last = recording.reads[0].when - recording.began, recording.news - recording.began
         # Of the whole worker: what others read meanwhile is among it.
         now = self._counters()
@@ -115,20 +124,27 @@ class Starts:
             "start",
             at=start.at,
             key=start.key,
-            name=start.name,
+            name=name,
             trees=start.trees,
             first_read=round(first, 6),
             last_read=round(last, 6),
             reads=len(recording.reads),
             bytes=recording.size,
-            meanwhile={
-                name: grown[name] for name in sorted(grown) if name.endswith(("_requests", "_bytes", "_frames"))
-            },
+            meanwhile={n: grown[n] for n in sorted(grown) if n.startswith(_SOURCES) and n.endswith(_UNITS)},
         )
         with self._lock:
             self._seconds[FIRST].add(first)
             self._seconds[LAST].add(last)
-            self._last[start.name or "unnamed"] = {FIRST: first, LAST: last, "at": start.at}
-            self._last.move_to_end(start.name or "unnamed")
+            self._last[name or "unnamed"] = {FIRST: first, LAST: last, "at": start.at}
+            self._last.move_to_end(name or "unnamed")
             while len(self._last) > _NAMES_MAX:
                 self._last.popitem(last=False)
+
+    def _name(self, trees: Sequence[str]) -> str:
+        """The repository of the topmost layer, or the model, as the store knows it; "" when it does not tell."""
+        try:
+            source = self._source_of(trees[0]) or ""
+        except FloeError as error:
+            _log.debug("nobody names the start over tree %s: %s", trees[0], error)
+            return ""
+        return source.partition("/")[2].partition("@")[0][:_NAME_MAX]

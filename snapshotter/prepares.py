@@ -64,6 +64,15 @@ class Prepares:
         if noted is not None:
             noted.update(fields)
 
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part of the Prepare under way in this thread: how long the block took is noted as `<name>_seconds`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.note(**{f"{name}_seconds": round(time.monotonic() - started, 6)})
+
     def status(self) -> dict[str, dict[str, Any]]:
         """Histograms by outcome, as Histogram.encode gives them."""
         with self._lock:

@@ -309,7 +309,8 @@ class Snapshotter:
         if model is not None:
             total = self.resolver.budgets.total
             return self.resolver.fetch_model(model) or self._show(chain, parent, labels, model, total), total
-        found, remaining = self.resolver.find(chain, parent)
+        with self._prepares.part("look_up"):
+            found, remaining = self.resolver.find(chain, parent)
         if not isinstance(found, Missed):
             found = self._show(chain, parent, labels, found.tree, remaining)
         return found, remaining
@@ -333,7 +334,8 @@ class Snapshotter:
         self._prepares.note(tree=tree)
         made = self._meta.begin_lazy(f"floe/{chain}/", parent, labels, chain, tree)
         try:
-            self.lazy.attach(made)
+            with self._prepares.part("mount"):
+                self.lazy.attach(made)
             self._meta.finish_lazy(made.id)
         except BaseException as error:
             self._meta.doom(made.id)

@@ -23,6 +23,7 @@ from floe.cli import (
     snapshotter,
     status,
     store,
+    trace,
     umount,
     version,
 )
@@ -31,7 +32,7 @@ from floe.cli.options import Parser, add_commands, add_shared
 
 _NOUNS = (
     *(model, umount, image, bento, key, store, gc, fsck, rebuild_index),
-    *(status, bench, doctor, containerd, packfs, snapshotter, version, completion),
+    *(status, trace, bench, doctor, containerd, packfs, snapshotter, version, completion),
 )
 
 

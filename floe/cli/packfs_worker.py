@@ -98,7 +98,7 @@ def run_worker(settings: Settings) -> int:
         if metrics is not None:
             stack.callback(metrics.close)
 
-        starts = Starts(recorder, events, residency.packs_of, reader.counters)
+        starts = Starts(recorder, events, residency.packs_of, reader.counters, source_of)
         stack.callback(starts.close)
         pinned = Pinned(writer)
         events.add("worker", pid=os.getpid(), version=floe.__version__)

@@ -4,9 +4,10 @@ import os
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support import promfiles
+from support import promfiles, seaweed
+from support.faultproxy import LATE, FaultProxy
 from support.floe_daemons import Daemons
-from support.floe_node import wait_until
+from support.floe_node import Node, wait_until
 
 from floe.store.exposition import read_metrics
 from floe.store.index.measured import STATES
@@ -41,8 +42,8 @@ def test_all_that_rules_and_the_dashboard_name_is_scraped(daemons, tmp_path):
     folder.mkdir()
     (folder / "weights").write_bytes(os.urandom(3 << 20))
     daemons.floe("model", "push", folder, "iris")
-    daemons.floe("model", "mount", "iris", tmp_path / "mnt")
-    assert (tmp_path / "mnt/weights").read_bytes() == (folder / "weights").read_bytes()
+    daemons.floe("model", "mount", "iris", daemons.home / "mnt")
+    assert (daemons.home / "mnt/weights").read_bytes() == (folder / "weights").read_bytes()
 
     families = scrape(daemons)
     scraped = set().union(*map(names, families.values()))
@@ -63,4 +64,64 @@ def test_all_that_rules_and_the_dashboard_name_is_scraped(daemons, tmp_path):
     name = {"name": "iris:latest", "until": "first_read"}
     assert daemons.json("status")["packfs"]["starts"]["under_way"] == 1
     wait_until(lambda: [s for s in scrape(daemons)["floe_last_start_seconds"].samples if s.labels == name], 60)
-    daemons.floe("umount", tmp_path / "mnt")
+    daemons.floe("umount", daemons.home / "mnt")
+
+
+@pytest.fixture
+def far_node(tmp_path):
+    """A machine with an S3 store behind a proxy, its `proxy`, that reads nothing ahead."""
+    server = seaweed.running()
+    with FaultProxy(server.endpoint) as proxy:
+        (tmp_path / "far").mkdir()
+        node = Node(tmp_path / "far")
+        node.proxy = proxy
+        url = server.url(server.bucket(), "fleet", endpoint=proxy.url)
+        node.environ |= {**server.environment(), "FLOE_STORE": url, "FLOE_INDEX": "none", "FLOE_READAHEAD": "0"}
+        yield node
+        node.clean_up()
+
+
+def test_a_stall_of_300_ms_is_named_with_its_file_and_cause(far_node, tmp_path):
+    folder = tmp_path / "m"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("config.json", "sub/weights", "tokenizer"):
+        (folder / name).write_bytes(os.urandom(2 << 20))
+    far_node.floe("model", "push", folder, "iris:1")
+    mountpoint = far_node.home / "mnt"
+    far_node.floe("model", "mount", "iris:1", mountpoint)
+    fault = far_node.proxy.fault(LATE, matches="/packs/", times=1, seconds=0.3)
+    for name in ("sub/weights", "tokenizer"):
+        assert (mountpoint / name).read_bytes() == (folder / name).read_bytes()
+    assert fault.hits == 1
+
+    def stalls(found):
+        return [event for event in found["events"] if event["kind"] == "stall"]
+
+    wait_until(lambda: stalls(far_node.json("trace", "iris:1")))  # the worker notes it behind the reader's back
+    for what in ("iris:1", str(mountpoint)):
+        found = far_node.json("trace", what)
+        worst = max(stalls(found), key=lambda event: event["seconds"])
+        assert (worst["file"], worst["cause"]) == ("sub/weights", "store")
+        assert worst["seconds"] >= 0.3
+        assert worst["bytes"] <= 2 << 20
+        assert (found["key"], found["name"]) == (str(mountpoint), "iris:1")
+        assert "mount" in {event["kind"] for event in found["events"]}
+    people = far_node.floe("trace", "iris:1", "--html", tmp_path / "start.html").stdout
+    lines = [line for line in people.splitlines() if "STALL: sub/weights" in line and " store, " in line]
+    assert any("#" in line for line in lines)
+    assert "s: sub/weights, store" in people.splitlines()[-1] + people.splitlines()[-2]
+    page = (tmp_path / "start.html").read_text()
+    assert "sub/weights" in page
+    assert "iris:1" in far_node.floe("trace").stdout
+    assert "no start of" in far_node.floe("trace", "nobody", code=1).stderr
+
+    def longest():
+        text = read_metrics(f"unix:{far_node.run_dir}/packfs-metrics.sock")
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        return {
+            (sample.labels["file"], sample.labels["cause"]): sample.value
+            for sample in families["floe_longest_stall_seconds"].samples
+        }
+
+    wait_until(lambda: longest().get(("sub/weights", "store"), 0) >= 0.3)
+    far_node.floe("umount", mountpoint)

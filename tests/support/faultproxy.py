@@ -45,6 +45,7 @@ _OTHERS = (
     "whole_object",  # 200 for a range
 )
 FAULTS = (*_SAID, *_OTHERS)
+LATE = "late_answer"  # right, but `seconds` late: no fault to those who wait
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Fault:
     matches: str
     part: tuple[int, int] | None
     times: int | None
+    seconds: float = 0.0
     hits: int = 0
     over: bool = False
 
@@ -112,13 +114,13 @@ class FaultProxy:
         for connection in there:
             _reset(connection)
 
-    def fault(self, name, *, method="GET", matches="", part=None, times=None):
+    def fault(self, name, *, method="GET", matches="", part=None, times=None, seconds=0.0):
         """From now on do `name` to requests of `method` ("*": any) whose target has `matches` in it.
 
         `part`: only to those whose range begins in [part[0], part[1]).
         """
-        assert name in FAULTS, name
-        made = Fault(name, method, matches, part, times)
+        assert name in (*FAULTS, LATE), name
+        made = Fault(name, method, matches, part, times, seconds)
         with self._lock:
             self._healed.clear()
             self._faults.append(made)
@@ -201,6 +203,8 @@ class FaultProxy:
         if name == "stall_before_answer":
             self._stall(connection)
             return False
+        if name == LATE:
+            self._closing.wait(fault.seconds)
         head, body = self._ask(request)
         if name == "lost_answer":
             _reset(connection)

@@ -13,7 +13,7 @@ _NAME = re.compile(r"\bfloe_\w+")
 
 
 def rules():
-    return [rule for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+    return [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 
 
 def dashboard():
