@@ -14,7 +14,8 @@ Starting, on a run directory where
 
 SIGTERM or SIGINT: with no pack in use, unmount and end with 0. Otherwise stop the worker, give up the run
 directory but stay, holding the mount: reads wait in the kernel until the next `floe packfs`, and this process ends
-by itself when the last pack is closed. With --force, or on SIGUSR2: end though packs are in use; readers get errors.
+by itself when the last pack is closed. With --force, on SIGUSR2, or when the machine goes down and all units are stopped: end
+though packs are in use; readers get errors.
 Under systemd this wants KillMode=process and SendSIGKILL=no.
 """
 
@@ -193,14 +194,13 @@ class _Keeper:
         if number == _HANDED_OVER and self._stopped:
             _log("handed the mount over")
             return 0
-        if number == _END_BY_FORCE or (number in (signal.SIGTERM, signal.SIGINT) and self._force):
+        told = number in (signal.SIGTERM, signal.SIGINT)
+        if number == _END_BY_FORCE or (told and (self._force or process.machine_ends())):
             _log("ending by force: readers of packs in use get errors")
             descriptors.detach(self._run_dir)
             self._worker.stop()
             return self._goodbye()
-        if number in (signal.SIGTERM, signal.SIGINT):
-            return self._stop()
-        return None
+        return self._stop() if told else None
 
     def _stop(self) -> int | None:
         process.sd_notify("STOPPING=1")

@@ -123,6 +123,17 @@ def _state(path: Path) -> str:
     return text.rpartition(")")[2].strip()[:1]
 
 
+def machine_ends() -> bool:
+    """Whether this machine goes down and all units are stopped: PID 1 is `systemd-shutdown` then.
+
+    It sends everybody SIGTERM and waits until all have ended, 90 seconds as a rule, before it kills them.
+    """
+    try:
+        return Path("/proc/1/comm").read_text("utf-8", "replace").strip() == "systemd-shutdow"  # 15 bytes of the name
+    except OSError:
+        return False
+
+
 def oom_kills() -> int:
     """Processes that this machine's kernel has killed for want of memory, in any memory cgroup; 0 when it does not tell."""
     try:

@@ -6,7 +6,10 @@ import random
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from support.packfs import LIMIT, Packfs, alive, wait_for
@@ -229,6 +232,47 @@ def test_a_keeper_started_with_force_ends_on_sigterm(packfs):
     with (packfs.mountpoint / pack).open("rb"):
         keeper.terminate()
         assert keeper.wait(LIMIT) == 0
+
+
+# Process 1 of a PID namespace. $1: a folder.
+_GOING_DOWN = """
+import signal, sys
+from pathlib import Path
+from support.packfs import LIMIT, Packfs, wait_for
+
+packfs = Packfs(Path(sys.argv[1]))
+pack = packfs.add_pack(4096)
+keeper = packfs.start()
+with (packfs.mountpoint / pack).open("rb"):
+    for name in ("systemd", "systemd"):
+        Path("/proc/self/comm").write_text(name)
+        said = packfs.log.read_text().count("packs are in use")
+        keeper.terminate()
+        wait_for(lambda: packfs.log.read_text().count("packs are in use") > said, "the keeper to say so")
+        assert keeper.poll() is None
+    Path("/proc/self/comm").write_text("systemd-shutdown")
+    keeper.terminate()
+    print(keeper.wait(LIMIT))
+packfs.close()
+"""
+
+
+def test_a_machine_that_goes_down_does_not_wait_for_a_stopped_keeper(tmp_path):
+    """systemd-shutdown is process 1 when all units are stopped, and waits for each process that is left."""
+    command = [
+        "unshare",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        sys.executable,
+        "-c",
+        _GOING_DOWN,
+        tmp_path,
+    ]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=4 * LIMIT, env=environ)
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
 
 
 def test_a_worker_that_never_serves_is_given_up(packfs):
