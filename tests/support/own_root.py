@@ -87,9 +87,13 @@ class OwnRoot:
 
     def command(self, *words: str | Path, isolated: bool = False) -> list[str | Path]:
         """The command line that runs another one in this root; `isolated`: without a network."""
-        enter, unshare, chroot = (shutil.which(name) or name for name in ("nsenter", "unshare", "chroot"))
+        unshare, chroot = (shutil.which(name) or name for name in ("unshare", "chroot"))
         alone = [unshare, "--net"] if isolated else []
-        return [enter, "--target", str(self._holder.pid), "--mount", "--", *alone, chroot, self.root, *words]
+        return self.beside(*alone, chroot, self.root, *words)
+
+    def beside(self, *words: str | Path) -> list[str | Path]:
+        """The command line that runs another one where this root is a directory, `root`, as a host's is in a pod."""
+        return [shutil.which("nsenter") or "nsenter", "--target", str(self._holder.pid), "--mount", "--", *words]
 
     def run(
         self, *words: str | Path, environ: Mapping[str, str] | None = None, seconds: float = 100, **options: bool
