@@ -1,5 +1,6 @@
 """The `floe` command on a machine of one's own: private store, cache and run directory; every command a process."""
 
+import contextlib
 import json
 import os
 import signal
@@ -74,7 +75,8 @@ class Node:
         for target in sorted(self.mounts(), reverse=True):
             subprocess.run(["umount", target], check=False, timeout=20)
         for pid, _ in self.processes():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # those that the unmounting ends
+                os.kill(pid, signal.SIGKILL)
         for target in sorted(self.mounts(), reverse=True):
             subprocess.run(["umount", target], check=False, timeout=20)
 

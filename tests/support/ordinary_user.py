@@ -5,6 +5,7 @@ Root's store is copied to the user; cache and run directory are the ones that th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -102,6 +103,7 @@ class OrdinaryUser:
         for place in self.mounts():
             subprocess.run(self.command("fusermount3", "-u", "-z", place), check=False, timeout=20)
         for pid in self.servers():
-            os.kill(pid, 9)
+            with contextlib.suppress(ProcessLookupError):  # those that the unmounting ends
+                os.kill(pid, 9)
         self._holder.communicate("\n", timeout=20)
         shutil.rmtree(self.home, ignore_errors=True)

@@ -168,8 +168,9 @@ class Packfs:
             keeper.wait(LIMIT)
         pids.add(self.pid_in("worker.pid"))  # one that was started when the mount went
         for pid in pids - {0}:
-            if alive(pid) and str(self.run_dir) in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):  # it is gone already
+                if str(self.run_dir) in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGKILL)
         for process in self.readers:
             if process.poll() is None:
                 process.kill()
