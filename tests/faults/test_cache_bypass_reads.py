@@ -1,6 +1,7 @@
 """Reads that go around a cache disk slower than the store, and come back to it when the store does not answer."""
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -86,11 +87,12 @@ def read_frames(reader, pack, numbers):
 
 def test_a_warm_cache_on_a_slow_disk_is_gone_around(warm, memory, pack):
     store = RecordingStore(memory)
-    reader, writer, disk = warm(store, AUTO)
-    until(lambda: (read_frames(reader, pack, range(0, 64, 2)), writer.bypass.slow)[1])
+    reader, writer, disk = warm(store, AUTO, delay=0.1)  # far more than a miss takes, also on a busy machine
+    numbers = itertools.cycle(range(0, 64, 2))
+    until(lambda: (read_frames(reader, pack, [next(numbers)]), writer.bypass.slow)[1], 60)
     (status,) = writer.disks()
     assert status["bypass"]["bypassed"]
-    assert status["bypass"]["miss_seconds"][str(FRAME)] < 0.02
+    assert status["bypass"]["miss_seconds"][str(FRAME)] < 0.1
     disk_before, store_before = disk.reads, store.bytes_read
     read_frames(reader, pack, range(1, 64, 2))
     assert disk.reads - disk_before <= 2 * bypass._LEAST  # a probe at most

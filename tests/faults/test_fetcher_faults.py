@@ -254,9 +254,8 @@ def test_stalled_reads_of_a_pack_do_not_delay_another(memory, node):
     reader = node(store, stalled, other)
     waiting = [submit(reader, stalled.id, i * MIB + 4096, MIB) for i in range(64)]
     eventually(lambda: reader.counters()["memory_bytes"] > 60 * MIB)
-    begun = time.monotonic()
     assert read(reader, other.id, 4096, MIB) == other.content[4096 : MIB + 4096]
-    assert time.monotonic() - begun < 1
+    assert not any(answer.came for answer in waiting)
     store.release()
     for i, answer in enumerate(waiting):
         assert answer.wait() == stalled.content[i * MIB + 4096 :][:MIB]
@@ -282,22 +281,17 @@ def test_without_room_in_the_cache_reads_go_on(memory, pack, node):
 
 
 def sequential(reader, pack, step, stop=None):
-    begun = time.monotonic()
     for offset in range(0, stop or len(pack.content), step):
         assert read(reader, pack.id, offset, step) == pack.content[offset : offset + step]
-    return time.monotonic() - begun
 
 
 def test_reading_ahead_speeds_up_a_slow_store(memory, node):
-    packs = [make_pack(random_content(32 * MIB, seed), MIB).publish(memory) for seed in (7, 8)]
+    pack = make_pack(random_content(32 * MIB, 8), MIB).publish(memory)
     store = RecordingStore(memory)
-    slow = SlowStore(store, 0.03)
-    plain = sequential(node(slow, packs[0]), packs[0], MIB)
-    store.clear()
-    reader = node(slow, packs[1], readahead=32 * MIB)
-    ahead = sequential(reader, packs[1], MIB)
-    assert ahead < plain / 2
+    reader = node(SlowStore(store, 0.03), pack, readahead=32 * MIB)
+    sequential(reader, pack, MIB)
     assert store.bytes_read == 32 * MIB  # nothing twice
+    assert len(store.requests) <= 32 / 2  # those it waits for, at most
     assert reader.counters()["readahead_bytes"] > 24 * MIB
 
 
@@ -401,17 +395,15 @@ def test_what_is_read_ahead_is_read_from_memory_before_it_is_on_the_disk(memory,
 
 def test_many_short_streams_do_not_hold_the_memory_of_the_next(memory, node):
     """Files of some megabytes, read one after another from many places: the memory of those read is there for the next."""
-    pack = make_pack(random_content(160 * MIB, 16), FRAME).publish(memory)
+    pack = make_pack(random_content(80 * MIB, 16), FRAME).publish(memory)
     reader = node(SlowStore(memory, 0.005), pack, readahead=16 * MIB, budget=24 * MIB)
     size = 3 * MIB
-    starts = [n * 8 * MIB for n in range(20)]
+    starts = [n * 8 * MIB for n in range(10)]
     for start in starts:
         for offset in range(start, start + size, 256 << 10):
             assert read(reader, pack.id, offset, 256 << 10) == pack.content[offset : offset + (256 << 10)]
-    counters = reader.counters()
     # The first reads of each wait, and find out that it is a stream; without memory to read ahead with, all twelve would.
-    assert counters["store_requests"] <= 6 * len(starts)
-    assert counters["skipped_frames"] < 96  # a busy machine's disk may lag for a moment
+    assert reader.counters()["store_requests"] <= 6 * len(starts)
 
 
 def test_without_room_in_the_cache_a_stream_is_read_ahead_for_and_read_once(memory, node):
