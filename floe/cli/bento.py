@@ -94,7 +94,7 @@ def run_push(args: argparse.Namespace) -> int:
 def run_image(args: argparse.Namespace) -> int:
     """Store a Bento's models and publish its image, which carries them."""
     settings = settings_of(args)
-    from floe.ingest.bento.build import build, find_builder  # noqa: PLC0415 - lazy: keeps --help fast
+    from floe.ingest.bento.build import build, check_buildable, find_builder  # noqa: PLC0415 - lazy: keeps --help fast
     from floe.ingest.bento.image import write_image  # noqa: PLC0415 - likewise
     from floe.ingest.oci.opening import open_target  # noqa: PLC0415 - likewise
 
@@ -106,6 +106,8 @@ def run_image(args: argparse.Namespace) -> int:
         open_catalog(settings, signing=True) as catalog,
         _folder(settings) as folder,
     ):
+        if builder is not None:
+            check_buildable(bento, os.environ)  # likewise
         pushed = _push(args, settings, catalog, bento, models)
         base = args.base or build(bento, str(builder), folder, os.environ, args.platform)
         with output.progress(f"image {args.target}", wanted=not args.json) as progress:

@@ -26,7 +26,7 @@ from floe.ingest.oci.opening import open_source
 from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.erofs_reader import read_image
-from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError
+from floe.store.errors import BadInputError, DamagedError, NotFoundError, SourceChangedError, UnsupportedError
 from floe.store.ids import ModelRef
 from floe.store.index import open_index
 from floe.store.nodes import find, walk
@@ -594,6 +594,39 @@ def test_bases_that_are_refused(store, work, catalog, tmp_path, make, message):
 def test_a_bento_with_a_socket_in_it(store, work, catalog, tmp_path):
     os.mkfifo(store.bento(2) / "src/fifo")
     with pytest.raises(BadInputError, match="fifo is no file, directory or symlink"):
+        work.image(catalog, "front", store.home, base_image(tmp_path / "base"), f"oci:{tmp_path}/out:1")
+
+
+def test_a_name_that_stands_for_a_removed_file_is_refused(store, work, catalog, tmp_path):
+    (store.bento(2) / "src/.wh.data").write_text("x")
+    with pytest.raises(BadInputError, match="data would stand for a removed file"):
+        work.image(catalog, "front", store.home, base_image(tmp_path / "base"), f"oci:{tmp_path}/out:1")
+
+
+def test_files_of_an_older_bento_in_the_base_are_gone(store, work, catalog, tmp_path):
+    store.bento(2)
+    older = images.files({f"{ROOT[1:]}/src/service.py": "old", f"{ROOT[1:]}/src/removed.py": "old", "srv/kept": "x"})
+    work.image(catalog, "front", store.home, base_image(tmp_path / "base", older), f"oci:{tmp_path}/out:1")
+    root = unpacked(tmp_path / "out", 1, tmp_path / "bundle")
+    assert not (root / ROOT[1:] / "src/removed.py").exists()
+    assert (root / ROOT[1:] / "src/service.py").read_text() == "import bentoml\n"
+    assert (root / "srv/kept").read_text() == "x"
+
+
+def test_a_file_that_becomes_shorter_is_named(store, work, catalog, tmp_path, monkeypatch):
+    path = store.bento(2) / "src/service.py"
+    real = os.fstat
+
+    def longer(fd):
+        found = real(fd)
+        if not os.path.samestat(found, path.stat()):
+            return found
+        values = list(found)
+        values[stat.ST_SIZE] += 1000
+        return os.stat_result(values)
+
+    monkeypatch.setattr("floe.ingest.bento.files.os.fstat", longer)
+    with pytest.raises(SourceChangedError, match=r"service\.py changed or vanished while it was read"):
         work.image(catalog, "front", store.home, base_image(tmp_path / "base"), f"oci:{tmp_path}/out:1")
 
 

@@ -150,9 +150,21 @@ def test_what_a_builder_is_asked(node, tmp_path, base, name, code):
         assert "rmi localhost/floe-bento:" in asked
         assert (context / "bento.yaml").exists()
         assert not (context / "models").exists()
+
+
+def test_what_a_build_lacks_is_said_before_anything_is_stored(node, tmp_path):
+    text = (DATA / SPECS[2]).read_text()
+    envs = "envs:\n- {name: TOKEN, stage: build}\n"
+    bento = node.bentoml.bento(2, yaml=text.replace("envs:\n- name: GREETING\n  value: hello\n  stage: all\n", envs))
+    program = without_builders(node, tmp_path) / "buildah"
+    program.write_text("#!/bin/sh\nexit 7\n")
+    program.chmod(0o755)
     node.environ.pop("TOKEN")
-    said = node.floe(*argv, code=2).stderr
-    assert "needs the variable TOKEN" in said
+    argv = ("bento", "image", "front", f"oci:{tmp_path}/out:1")
+    assert "needs the variable TOKEN" in node.floe(*argv, code=2).stderr
+    (bento / "env/docker/Dockerfile").unlink()
+    assert "has no env/docker/Dockerfile" in node.floe(*argv, code=1).stderr
+    assert not node.store.exists()
 
 
 @pytest.mark.slow

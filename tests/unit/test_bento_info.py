@@ -79,6 +79,10 @@ def test_envs_may_be_listed_by_docker_options():
         ("name: a\nversion: b\nmodels: [a]\n", "no name or version"),
         ("name: a\nversion: b\nenvs: [{name: 'A=B'}]\n", "no name of an environment variable"),
         ("name: a\nversion: b\ncreation_time: yesterday\n", "is no time"),
+        (
+            "name: a\nversion: b\nx: &s\n  models: [" + "a:b, " * 200 + "]\nservices: [" + "*s, " * 200 + "]\n",
+            "names models more than 16384 times",
+        ),
         (with_models(2, hub_entry("../x")), "no name or version|is no model of"),
         (with_models(2, hub_entry("a/b/c")), "is no model of"),
     ],

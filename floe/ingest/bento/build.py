@@ -34,19 +34,32 @@ def find_builder(wanted: str | None = None) -> str:
     )
 
 
-def build(bento: Bento, builder: str, folder: Path, environ: Mapping[str, str], platform: str | None) -> str:
-    """Build the Bento's image below the empty `folder`; returns its name, as `open_source` takes it.
+def check_buildable(bento: Bento, environ: Mapping[str, str]) -> dict[str, str]:
+    """The secrets of a Bento's build, by their names: what the build needs is there.
 
-    NotFoundError: a Bento without a Dockerfile. BadInputError: a secret of the build that has no value. FloeError: the builder failed; it
-    said why on stderr.
+    NotFoundError: a Bento without a Dockerfile. BadInputError: a secret that has no value.
     """
     if not (bento.path / DOCKERFILE).is_file():
         raise NotFoundError(
             f"Bento {bento} has no {DOCKERFILE}", hint="build the Bento again, or give --base IMAGE to build upon"
         )
+    secrets = {name: environ.get(name) or value for name, value, stage in bento.info.envs if stage == "build"}
+    for name, text in secrets.items():
+        if not text:
+            raise BadInputError(
+                f"building Bento {bento} needs the variable {name}", hint=f"set {name} in the environment"
+            )
+    return secrets
+
+
+def build(bento: Bento, builder: str, folder: Path, environ: Mapping[str, str], platform: str | None) -> str:
+    """Build the Bento's image below the empty `folder`; returns its name, as `open_source` takes it.
+
+    What `check_buildable` raises. FloeError: the builder failed; it said why on stderr.
+    """
+    secrets = _secrets(check_buildable(bento, environ), folder)
     context = folder / "context"
     shutil.copytree(bento.path, context, symlinks=True, ignore=_models_of(bento.path))
-    secrets = _secrets(bento, folder, environ)
     if builder == "buildctl":
         archive = folder / "image.tar"
         _run(
@@ -83,20 +96,13 @@ def _models_of(bento: Path):  # type: ignore[no-untyped-def] # noqa: ANN202 - as
     return left_out
 
 
-def _secrets(bento: Bento, folder: Path, environ: Mapping[str, str]) -> list[str]:
+def _secrets(texts: Mapping[str, str], folder: Path) -> list[str]:
     """`id=NAME,type=file,src=FILE` of each variable that is there during the build only.
 
     Without the type, buildah takes the file's name for a variable's wherever a variable NAME is set.
     """
     secrets = []
-    for name, value, stage in bento.info.envs:
-        if stage != "build":
-            continue
-        text = environ.get(name) or value
-        if not text:
-            raise BadInputError(
-                f"building Bento {bento} needs the variable {name}", hint=f"set {name} in the environment"
-            )
+    for name, text in texts.items():
         path = folder / f"secret-{name}"
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(text)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from floe.ingest.bento.find import HUB_MODELS, MODELS
-from floe.ingest.chunker import os_failure, shown
+from floe.ingest.chunker import changed, os_failure, shown
 from floe.ingest.oci.compression import decompress
 from floe.ingest.oci.derived import NewLayer
 from floe.ingest.oci.gzipped import GzipWriter, file_pieces
@@ -25,6 +25,7 @@ from floe.store.nodes import Node
 
 OWNER = 1034  # BentoML's user and group: bentoml/_internal/container/generate.py, BENTO_UID_GID
 ENTRYPOINT = "env/docker/entrypoint.sh"
+_WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _TIME = 0  # of directories above models
 _LEFT_OUT = frozenset({MODELS, HUB_MODELS})
@@ -48,7 +49,8 @@ class FilesLayer:
 def write_layer(layer: FilesLayer, bento: Path | None, path: Path, media_type: str, created_by: str) -> NewLayer:
     """Write the layer to the file `path`, gzipped; `bento` is the folder with the Bento's files, None for an image that has them.
 
-    BadInputError: a file of the Bento that is no file, directory or symlink. SourceChangedError, AccessDeniedError.
+    What the image has in the Bento's directory is hidden when its files come: they may be an older Bento's. BadInputError: a file of the
+    Bento that no layer can hold. SourceChangedError, AccessDeniedError.
     """
     try:
         with path.open("xb") as file:
@@ -97,6 +99,7 @@ def _directories(tar: tarfile.TarFile, layer: FilesLayer) -> None:
 
 def _files(tar: tarfile.TarFile, layer: FilesLayer, bento: Path) -> None:
     root = layer.root.strip("/")
+    _entry(tar, f"{root}/{_OPAQUE}", tarfile.REGTYPE, 0o444, _TIME)
     for path, found in _walk(bento):
         place = path.relative_to(bento).as_posix()
         name, mode = f"{root}/{place}", stat.S_IMODE(found.st_mode) & 0o777
@@ -107,11 +110,30 @@ def _files(tar: tarfile.TarFile, layer: FilesLayer, bento: Path) -> None:
         elif stat.S_ISREG(found.st_mode):
             mode |= 0o755 if place == ENTRYPOINT else 0o400
             with path.open("rb") as file:
-                _entry(tar, name, tarfile.REGTYPE, mode, layer.mtime, data=file, size=os.fstat(file.fileno()).st_size)
+                size = os.fstat(file.fileno()).st_size
+                source = _Whole(file, size, path)
+                _entry(tar, name, tarfile.REGTYPE, mode, layer.mtime, data=source, size=size)
         else:
             raise BadInputError(
                 f"{shown(os.fsencode(path))} is no file, directory or symlink", hint="remove it from the Bento"
             )
+
+
+class _Whole(io.RawIOBase):
+    """The first `size` bytes of a file. SourceChangedError when it has less by now."""
+
+    def __init__(self, file: io.BufferedReader, size: int, path: Path) -> None:
+        super().__init__()
+        self._file, self._left, self._path = file, size, path
+
+    def read(self, size: int = -1, /) -> bytes:
+        """As much as is asked for, until the end."""
+        wanted = self._left if size < 0 else min(size, self._left)
+        data = self._file.read(wanted)
+        self._left -= len(data)
+        if len(data) < wanted:
+            raise changed(os.fsencode(self._path))
+        return data
 
 
 def _walk(bento: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -123,6 +145,10 @@ def _walk(bento: Path) -> Iterator[tuple[Path, os.stat_result]]:
         for path in sorted(here.iterdir()):
             if here == bento and path.name in _LEFT_OUT:
                 continue
+            if path.name.startswith(_WHITEOUT):
+                raise BadInputError(
+                    f"{shown(os.fsencode(path))} would stand for a removed file in a layer", hint="give it another name"
+                )
             found = path.lstat()
             yield path, found
             if stat.S_ISDIR(found.st_mode):
@@ -155,7 +181,7 @@ def _entry(
     mtime: int,
     *,
     link: str = "",
-    data: io.BufferedIOBase | None = None,
+    data: io.BufferedIOBase | io.RawIOBase | None = None,
     size: int = 0,
 ) -> None:
     info = tarfile.TarInfo(name)

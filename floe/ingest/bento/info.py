@@ -18,6 +18,7 @@ from floe.store import jsontext
 from floe.store.errors import DamagedError, UnsupportedError
 
 YAML_MAX = 16 << 20  # bytes; the schema of a large service has some hundred KiB
+_MODELS_MAX = 16384  # entries, of all services; by aliases a short text can name very many
 HUGGINGFACE = "huggingface"
 _SPECS = (1, 2)
 _PART = re.compile(r"[a-z0-9]([-._a-z0-9]*[a-z0-9])?")
@@ -95,9 +96,14 @@ def parse_bento(data: bytes, where: str) -> BentoInfo:
             hint="upgrade Floe on this machine",
         )
     models: dict[Tag, NamedModel] = {}
+    entries = 0
     services = [found for found in _list(value.get("services"), "services", where) if isinstance(found, dict)]
     for holder in (value, *services):
-        for entry in _list(holder.get("models"), "models", where):
+        named = _list(holder.get("models"), "models", where)
+        entries += len(named)
+        if entries > _MODELS_MAX:
+            raise DamagedError(f"{where} names models more than {_MODELS_MAX} times", hint="build the Bento again")
+        for entry in named:
             model = _model(entry, where)
             models[model.tag] = model
     docker = value.get("docker")

@@ -19,7 +19,7 @@ class GzipWriter(io.RawIOBase):
     def __init__(self, file: io.BufferedWriter) -> None:
         super().__init__()
         self._file = file
-        self._deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+        self._deflate = _deflate()
         self._plain, self._packed, self.size = hashlib.sha256(), hashlib.sha256(), 0
 
     def write(self, data: Any, /) -> int:
@@ -47,8 +47,18 @@ class GzipWriter(io.RawIOBase):
         return f"sha256:{self._plain.hexdigest()}"
 
 
+def gzipped(data: bytes) -> bytes:
+    """`data` as GzipWriter writes it: the gzip module's header differs between versions of Python."""
+    deflate = _deflate()
+    return deflate.compress(data) + deflate.flush()
+
+
 def file_pieces(path: Path) -> Iterator[bytes]:
     """The bytes of a file."""
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
             yield piece
+
+
+def _deflate() -> zlib._Compress:
+    return zlib.compressobj(_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)

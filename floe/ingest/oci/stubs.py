@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import posixpath
 import stat
@@ -10,6 +9,7 @@ import tarfile
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from floe.ingest.oci.gzipped import gzipped
 from floe.ingest.oci.media import Descriptor
 from floe.ingest.oci.places import parents_of
 from floe.store.nodes import Node, find
@@ -62,7 +62,7 @@ def build_stub(marker: Marker, parents: Mapping[str, Node]) -> tuple[bytes, byte
         _directory(tar, posixpath.dirname(MARKER), _DEFAULT)
         _file(tar, MARKER, marker.encode())
     data = buffer.getvalue()
-    return data, gzip.compress(data, mtime=0)
+    return data, gzipped(data)
 
 
 def _directory(tar: tarfile.TarFile, name: str, node: Node) -> None:
