@@ -1,4 +1,4 @@
-"""`floe model`: push, ls, show, profile, rm; mount is in model_mount.py, sign in signatures.py, export, verify and diff in model_content.py, copy and tag in model_names.py."""
+"""`floe model`: push, ls, show, profile, rm; mount is in model_mount.py, sign in signatures.py, export, verify and diff in model_content.py, copy and tag in model_names.py, publish in model_image.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from floe.cli import model_content, model_mount, model_names, output, profiles, retention, signatures
+from floe.cli import model_content, model_image, model_mount, model_names, output, profiles, retention, signatures
 from floe.cli.context import make_spool, open_catalog
 from floe.cli.names import parse_label, parse_model, parse_tagged
 from floe.cli.options import (
@@ -52,6 +52,7 @@ def add_parser(commands: Commands) -> None:
     model_mount.add_parser(below)
     model_content.add_parser(below)
     model_names.add_parser(below)
+    model_image.add_parser(below)
     retention.add_parser(below)
     signatures.add_model_commands(below)
 

@@ -124,8 +124,9 @@ class Cri:
         *,
         name: str | None = None,
         env: Mapping[str, str] | None = None,
+        image_volumes: Mapping[str, str] | None = None,
     ) -> str:
-        """Create and start a container in a pod; its id."""
+        """Create and start a container in a pod; its id. `image_volumes`: which image is mounted at which path."""
         pb = self.pb
         name = name or f"c{next(self._numbers)}"
         host = pb.LinuxContainerSecurityContext(namespace_options=pb.NamespaceOption(network=pb.NODE))
@@ -133,6 +134,10 @@ class Cri:
             metadata=pb.ContainerMetadata(name=name),
             image=pb.ImageSpec(image=image),
             command=command,
+            mounts=[
+                pb.Mount(container_path=path, image=pb.ImageSpec(image=volume), readonly=True)
+                for path, volume in (image_volumes or {}).items()
+            ],
             envs=[pb.KeyValue(key=key, value=value.encode()) for key, value in (env or {}).items()],
             log_path=f"{name}.log",
             linux=pb.LinuxContainerConfig(security_context=host),

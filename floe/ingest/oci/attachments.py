@@ -56,8 +56,12 @@ def keep(catalog: Catalog, protection: Protection, carried: Sequence[Carried]) -
 
 def record(catalog: Catalog, target: str, image: Image, markers: Sequence[Marker]) -> None:
     """Say that the image with the manifest digest `target`, made out of `image`, needs these models."""
-    models = tuple({"name": m.model, "manifest": m.manifest, "tree": m.tree, "path": m.path} for m in markers)
     digest = image.source.digest if isinstance(image.source, Edited) else image.manifest.digest
-    source = f"{image.name} ({digest})"
+    record_models(catalog, target, f"{image.name} ({digest})", markers)
+
+
+def record_models(catalog: Catalog, target: str, source: str, markers: Sequence[Marker]) -> None:
+    """The same of an image made out of `source`, as people read it."""
+    models = tuple({"name": m.model, "manifest": m.manifest, "tree": m.tree, "path": m.path} for m in markers)
     created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     catalog.set_attachment(AttachmentRecord(target, source, models, created))

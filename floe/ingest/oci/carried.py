@@ -22,6 +22,8 @@ REQUIRES = "floe >= 0.1.0"  # stubs of version 1
 _STUB_MAX = 1 << 20  # bytes of a stub's tar: a README, a marker and a few directories
 _STUB_BLOB_MAX = 64 << 10  # bytes of a layer that may be a stub without saying so
 _CREATED_BY = "floe image attach "
+PUBLISHED_BY = "floe model publish "
+"""What the history of a model's own image begins with."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def _tells_of_models(config: Mapping[str, Any]) -> bool:
     if isinstance(known, dict) and known.get(MODELS_LABEL):
         return True
     entries = history if isinstance(history, list) else []
-    return any(isinstance(e, dict) and str(e.get("created_by", "")).startswith(_CREATED_BY) for e in entries)
+    return any(
+        isinstance(e, dict) and str(e.get("created_by", "")).startswith((_CREATED_BY, PUBLISHED_BY)) for e in entries
+    )
 
 
 def _marker(image: Image, number: int) -> Marker | None:

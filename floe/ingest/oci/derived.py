@@ -16,7 +16,7 @@ from floe.ingest.oci.source import Image, Source, Target, verified
 from floe.store.errors import DamagedError
 from floe.store.progress import Progress
 
-_EPOCH = "1970-01-01T00:00:00Z"
+EPOCH = "1970-01-01T00:00:00Z"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def derive_config(
     value["rootfs"]["diff_ids"] = [*kept, *(layer.diff_id for layer in new)]
     history = value.get("history")
     if history:
-        created = value.get("created") or _EPOCH
+        created = value.get("created") or EPOCH
         added = [{"created": created, "created_by": layer.created_by} for layer in new]
         value["history"] = [*_history(history, gone, len(layers), image.name), *added]
     inner = {**(value.get("config") or {}), **(settings or {})}

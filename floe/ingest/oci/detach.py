@@ -112,6 +112,11 @@ class _Detaching:
 
     def run(self, gone: Sequence[Carried], progress: Progress | None) -> DetachResult:
         image, numbers = self._image, {found.number for found in gone}
+        if len(numbers) == len(image.manifest.layers) and any(found.marker.path == places.ROOT for found in gone):
+            raise BadInputError(
+                f"{image.name} is a model, as an image of its own: without it nothing is left",
+                hint="remove the image from where it lies, and what the store knows of it with `floe image rm`",
+            )
         left = [found for found in self._present if found.number not in numbers]
         markers = [found.marker for found in left]
         config = derived.derive_config(image, gone=numbers, labels=carried.labels(markers))

@@ -151,8 +151,8 @@ class LayoutTarget:
     def __init__(self, ref: LayoutRef) -> None:
         self.ref = ref
         self.name = str(ref)
-        if ref.archive or ref.digest:
-            raise BadInputError(f"cannot write to {self.name}", hint="use oci:DIR[:TAG] or HOST/NAME:TAG")
+        if ref.digest:
+            raise BadInputError(f"cannot write to {self.name}: a digest is no name", hint="give a tag: oci:DIR:TAG")
         self._path = Path(ref.path)
         if self._path.exists() and not (self._path / _MARKER).exists() and any(self._path.iterdir()):
             raise BadInputError(f"{self._path} is neither empty nor an OCI layout", hint="give another folder")
@@ -193,12 +193,14 @@ class LayoutTarget:
         """See Target.push_blob."""
         self._write(blob_name(descriptor.digest), verified(pieces, descriptor, self.name))
 
-    def put_manifest(self, raw: bytes, media_type: str) -> None:
+    def put_manifest(self, raw: bytes, media_type: str, *, named: bool = True) -> None:
         """See Target.put_manifest: replaces the entry of the same tag, or the only one without a tag."""
         entry: dict[str, Any] = {"mediaType": media_type, "digest": media.sha256_digest(raw), "size": len(raw)}
         if self.ref.tag is not None:
             entry["annotations"] = {TAG: self.ref.tag}
         self._write(blob_name(entry["digest"]), [raw])
+        if not named:
+            return
         with self._locked():
             index = self._read_index()
             index["manifests"] = [*self._others(index), entry]

@@ -33,8 +33,11 @@ def open_target(text: str, *, plain_http: bool = False, registry_config: Sequenc
         if ref.digest:
             raise BadInputError(f"cannot write to {text!r}: a digest is no name", hint="give a tag: NAME:TAG")
         return Registry(ref, plain_http=plain_http, registry_config=registry_config)
-    if not isinstance(ref, LayoutRef):
-        raise BadInputError(f"cannot write to {ref}", hint="use oci:DIR[:TAG] or HOST/NAME:TAG")
+    if not isinstance(ref, LayoutRef) or ref.archive:
+        raise BadInputError(
+            f"cannot write to {ref}: archives are only read",
+            hint="use oci:DIR[:TAG] or HOST/NAME:TAG; `skopeo copy oci:DIR:TAG oci-archive:FILE` makes an archive of a layout",
+        )
     return LayoutTarget(ref)
 
 

@@ -11,6 +11,8 @@ from floe.store.errors import BadInputError
 from floe.store.ids import check_text
 from floe.store.nodes import Node
 
+ROOT = "/"
+"""Where a model lies that is an image of its own: nothing else has a place beside it."""
 _RESERVED = ("/.floe", "/proc", "/sys", "/dev")
 
 
@@ -100,4 +102,4 @@ def look_up(paths: Sequence[str], layers: Iterable[LayerTree], image: str) -> di
 
 def within(path: str, place: str) -> bool:
     """Whether the (checked) `path` is `place` or lies below it."""
-    return path == place or path.startswith(place + "/")
+    return place in (path, ROOT) or path.startswith(place + "/")

@@ -264,11 +264,12 @@ class Registry:
         ):
             pass
 
-    def put_manifest(self, raw: bytes, media_type: str) -> None:
+    def put_manifest(self, raw: bytes, media_type: str, *, named: bool = True) -> None:
         """See Target.put_manifest."""
+        reference = self.ref.reference if named else media.sha256_digest(raw)
         with self._writer().request(
             "PUT",
-            f"{self.ref.repository}/manifests/{self.ref.reference}",
+            f"{self.ref.repository}/manifests/{reference}",
             scopes=self._push,
             headers={"Content-Type": media_type},
             data=lambda: raw,

@@ -54,8 +54,8 @@ class Target(Protocol):
         """Store a blob; its digest is checked."""
         ...
 
-    def put_manifest(self, raw: bytes, media_type: str) -> None:
-        """Store the manifest and let the target's name stand for it."""
+    def put_manifest(self, raw: bytes, media_type: str, *, named: bool = True) -> None:
+        """Store the manifest, and let the target's name stand for it; else it is found by its digest."""
         ...
 
     def close(self) -> None:

@@ -28,6 +28,15 @@ To have the model: start the container on a node with Floe, or put the model her
 
 Manifest: {manifest}
 """
+_README_OF_IMAGE = """This image is the model {model}, but its files are not here.
+
+They are mounted in its place, on demand, by nodes that run Floe's snapshotter for containerd. This node does not, or
+the image is used with another snapshotter.
+
+To have the model: use the image on a node with Floe, or get the files with `floe model export {model} DIR`.
+
+Manifest: {manifest}
+"""
 
 
 def is_annotated(descriptor: Descriptor) -> bool:
@@ -45,20 +54,19 @@ def build_stub(marker: Marker, parents: Mapping[str, Node]) -> tuple[bytes, byte
     """The stub layer's (tar, gzipped tar): marker, README, and the directories above with the image's own attributes.
 
     The same input gives the same bytes. On a node without Floe the layer hides what the image has at the model's path
-    and shows the README there.
+    and shows the README there. A model at `/` is an image of its own.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for parent in parents_of(marker.path):
             _directory(tar, parent.strip("/"), parents.get(parent, _DEFAULT))
         place = marker.path.strip("/")
-        _directory(tar, place, _DEFAULT)
-        _file(tar, f"{place}/.wh..wh..opq", b"")
-        _file(
-            tar,
-            f"{place}/README",
-            _README.format(model=marker.model, path=marker.path, manifest=marker.manifest).encode(),
-        )
+        if place:
+            _directory(tar, place, _DEFAULT)
+            _file(tar, f"{place}/.wh..wh..opq", b"")
+        text = _README if place else _README_OF_IMAGE
+        readme = text.format(model=marker.model, path=marker.path, manifest=marker.manifest)
+        _file(tar, posixpath.join(place, "README"), readme.encode())
         _directory(tar, posixpath.dirname(MARKER), _DEFAULT)
         _file(tar, MARKER, marker.encode())
     data = buffer.getvalue()
