@@ -46,11 +46,6 @@ def upper(tar):
     add(tar, "app/more", b"more")
 
 
-def pid_of(daemon, container):
-    task = [line.split() for line in daemon.ctr("tasks", "ls").stdout.splitlines()]
-    return next(int(words[1]) for words in task if words and words[0] == container)
-
-
 def without_marker(found):
     """But for what the stub layer has of its own."""
     return {path: fact for path, fact in found.items() if not path.startswith(b"/.floe")}
@@ -83,7 +78,7 @@ def test_a_container_sees_the_same(version, tmp_path):
         for number, reference in enumerate((source, target)):
             cri.pull(reference)
             container = cri.run_container(cri.run_pod(f"pod-{number}"), reference, ["sleep", "1000"])
-            tree = ContainerTree(pid_of(daemon, container))
+            tree = ContainerTree(daemon.pid_of(container))
             facts = {path: linked(fact) for path, fact in tree.facts().items()}
             seen.append([without_marker(facts), without_marker(tree.contents())])
         assert differences(seen[1][0], seen[0][0]) == {}

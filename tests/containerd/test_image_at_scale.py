@@ -83,15 +83,10 @@ class Seen:
         assert code == 0, text
         self.printed = json.loads(text)
         container = cri.run_container(pod, reference, ["sleep", "1000"])
-        tree = ContainerTree(pid_of(daemon, container))
+        tree = ContainerTree(daemon.pid_of(container))
         self.facts = tree.facts()
         self.contents = tree.contents() if contents else {}
         assert len(self.facts) > scale_image.FILES
-
-
-def pid_of(daemon, container):
-    lines = daemon.ctr("tasks", "ls").stdout.splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(container))
 
 
 class Indexed:

@@ -21,6 +21,7 @@ from floe.ingest.model import push_model
 from floe.ingest.oci.attach import attach
 from floe.ingest.oci.extract import extract
 from floe.ingest.oci.image import ALL_LAYERS, index_image
+from floe.ingest.oci.modelimage import publish_model
 from floe.store import damage, layout
 from floe.store.catalog import Catalog
 from floe.store.errors import NotFoundError, UntrustedError
@@ -297,6 +298,28 @@ def test_image_attach(stores, tmp_path):
         again = run(store)
         assert (again.digest, again.stubs[0].annotations[ANNOTATION]) == (done.digest, tree)
         assert content(store) == content(undisturbed)
+
+
+def test_model_publish(stores, tmp_path):
+    before = stores()
+    push_model(catalog_of(before), directory(tmp_path, "old", OLD), MODEL, spool_dir=tmp_path / "spool")
+    targets = []
+
+    def run(store):
+        targets.append(tmp_path / f"out-{len(targets)}")
+        return publish_model(catalog_of(store), MODEL, f"oci:{targets[-1]}:t")
+
+    undisturbed = stores(before)
+    done = run(undisturbed)
+    deaths = 0
+    for store in every_death(stores, before, run):
+        deaths += 1
+        check_whole(store)
+        records = [catalog_of(store).attachment(digest) for _, digest in done.manifests]
+        assert all(records) or not (targets[-1] / "index.json").exists()
+        assert run(store).digest == done.digest
+        assert content(store) == content(undisturbed)
+    assert deaths > 0
 
 
 def test_image_detach(stores, tmp_path):

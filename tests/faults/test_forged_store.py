@@ -19,6 +19,7 @@ from support.trees import content_of, read_packs, read_tree
 from floe.ingest.model import push_model
 from floe.ingest.oci.attach import attach
 from floe.ingest.oci.image import PARENT_LABEL, index_image
+from floe.ingest.oci.modelimage import publish_model
 from floe.ingest.publish import Ingest
 from floe.store import layout
 from floe.store.catalog import Catalog
@@ -434,6 +435,14 @@ def test_attaching_signs_no_model_that_nobody_signed(made, tmp_path):
     catalog = signing(forged(honest, evil, KINDS), HONEST)
     with pytest.raises(UntrustedError, match="org/model:prod"):
         attach(catalog, honest.image.source, f"oci:{tmp_path}/out:1", [(MODEL, "/models/m")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_publishing_signs_no_model_that_nobody_signed(made, tmp_path):
+    honest, evil = made
+    catalog = signing(forged(honest, evil, KINDS), HONEST)
+    with pytest.raises(UntrustedError, match="org/model:prod"):
+        publish_model(catalog, MODEL, f"oci:{tmp_path}/out:1")
     assert not (tmp_path / "out").exists()
 
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 
 import pytest
+from support import images
 from support.registry import Front, running_registry
 
 from floe.ingest.model import push_model
@@ -181,3 +182,22 @@ def test_a_child_image_whose_builder_lost_the_annotations(catalog, tmp_path, kep
     target.put_manifest(json.dumps(child).encode(), manifest["mediaType"])
     (found,) = read(f"oci:{tmp_path}/out:child")[2]
     assert (found.marker.model, found.marker.path) == ("org/model:1", "/")
+
+
+@pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])
+def test_archives_are_read_and_never_written(catalog, tmp_path, kind):
+    built = images.build_oci(tmp_path / "image", [images.files({"etc/one": "one"})])
+    archive = f"oci-archive:{images.oci_archive(built.directory, tmp_path / 'image.tar')}"
+    made = attach(catalog, archive, f"oci:{tmp_path}/out:1", [(MODEL, "/m")])
+    carrying = f"oci-archive:{images.oci_archive(tmp_path / 'out', tmp_path / 'out.tar')}"
+    assert [marker.path for marker in detach(catalog, carrying, f"oci:{tmp_path}/bare:1", None).detached] == ["/m"]
+    target, before = f"{kind}:{tmp_path}/new.tar", sorted(tmp_path.glob("*"))
+    for write in (
+        lambda: attach(catalog, built.source, target, [(MODEL, "/m")]),
+        lambda: detach(catalog, made.target, target, None),
+        lambda: publish_model(catalog, MODEL, target),
+    ):
+        with pytest.raises(BadInputError, match="archives are only read") as caught:
+            write()
+        assert "skopeo copy" in caught.value.hint
+    assert sorted(tmp_path.glob("*")) == before

@@ -290,3 +290,24 @@ def test_output_into_a_closed_pipe_is_quiet(node, tmp_path):
     assert listing.stderr.read() == b""
     listing.stderr.close()
     assert listing.wait(20) == 1
+
+
+def test_a_model_is_published_as_an_image(node, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").write_bytes(b"weights" * 1000)
+    pushed = node.json("model", "push", tmp_path / "model", "org/model:1")
+    target = f"oci:{tmp_path}/out:1"
+    made = node.json("model", "publish", "org/model:1", target)
+    assert (made["name"], made["manifest"], made["target"]) == ("org/model:1", pushed["manifest"], target)
+    assert [one["platform"] for one in made["manifests"]] == ["linux/amd64", "linux/arm64"]
+    told = node.floe("model", "publish", "org/model:1", target).stdout.splitlines()
+    assert told[0] == f"{target} is {made['digest']}: org/model:1 at {pushed['manifest']}"
+    assert told[1:] == [f"{one['platform']}: {one['digest']}" for one in made["manifests"]]
+    before = node.refs()
+    node.floe("model", "publish", "org/model:2", target, code=1)
+    node.floe("model", "publish", "org/model:1", target, "--platform", "s390x", code=2)
+    node.floe("model", "publish", "org/model:1", "127.0.0.1:1/m:1", "--plain-http", code=1)
+    assert node.refs() == before
+    # What keeps the model, for the day when the image is needed no more.
+    (one, _) = made["manifests"]
+    assert one["digest"] in node.floe("image", "rm", one["digest"]).stdout

@@ -131,6 +131,11 @@ class Containerd:
         assert not check or done.returncode == 0, f"ctr {' '.join(map(str, arguments))}: {done.stderr}"
         return done
 
+    def pid_of(self, container: str) -> int:
+        """The first process of a running container."""
+        tasks = [line.split() for line in self.ctr("tasks", "ls").stdout.splitlines()]
+        return next(int(words[1]) for words in tasks if words and words[0] == container)
+
     def cri(self) -> Cri:
         """A client; what it leaves is removed at `stop`. The pause image is imported first."""
         logs = self.base / "logs"
