@@ -3,6 +3,7 @@
 import contextlib
 import json
 import subprocess
+import tarfile
 
 import pytest
 from support import images
@@ -15,7 +16,7 @@ from floe.ingest.oci.carried import carried_models
 from floe.ingest.oci.detach import detach
 from floe.ingest.oci.image import index_image
 from floe.ingest.oci.layout import LayoutTarget
-from floe.ingest.oci.media import Descriptor, sha256_digest
+from floe.ingest.oci.media import OCI_INDEX, Descriptor, sha256_digest
 from floe.ingest.oci.modelimage import publish_model
 from floe.ingest.oci.opening import open_source
 from floe.ingest.oci.platforms import Platform
@@ -91,6 +92,9 @@ def test_the_model_stays_while_its_image_is_known(catalog, tmp_path):
 
 def test_without_floe_a_readme_is_found(catalog, tmp_path):
     publish_model(catalog, MODEL, f"oci:{tmp_path}/out:1", platforms=["linux/amd64"])
+    (layer,) = read(f"oci:{tmp_path}/out:1")[0]["layers"]
+    with tarfile.open(tmp_path / "out/blobs/sha256" / layer["digest"].removeprefix("sha256:")) as tar:
+        assert tar.getnames() == ["README", ".floe", ".floe/model.json"]
     unpack = ["umoci", "unpack", "--image", f"{tmp_path}/out:1", tmp_path / "bundle"]
     subprocess.run(unpack, check=True, capture_output=True)
     root = tmp_path / "bundle/rootfs"
@@ -152,6 +156,22 @@ def test_a_manifest_that_fails_has_its_record_first(catalog, tmp_path, monkeypat
         publish_model(catalog, MODEL, f"oci:{tmp_path}/out:1")
     assert len(list(catalog.store.list("refs/attachments"))) == 2
     assert not (tmp_path / "out/index.json").exists()
+
+
+def test_the_tag_moves_last_and_at_once(catalog, tmp_path, monkeypatch):
+    before = publish_model(catalog, OTHER, f"oci:{tmp_path}/out:1")
+    put = LayoutTarget.put_manifest
+
+    def failing(self, raw, media_type, **settings):
+        if media_type == OCI_INDEX:
+            raise FloeError("disk gone")
+        put(self, raw, media_type, **settings)
+
+    monkeypatch.setattr(LayoutTarget, "put_manifest", failing)
+    with pytest.raises(FloeError, match="disk gone"):
+        publish_model(catalog, MODEL, f"oci:{tmp_path}/out:1")
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    assert [entry["digest"] for entry in index["manifests"]] == [before.digest]
 
 
 def test_nothing_is_attached_to_it_and_nothing_taken_out_of_it(catalog, tmp_path):
