@@ -105,7 +105,8 @@ def test_a_volume_of_two_pods_is_the_model_in_the_memory_of_its_mount(version, m
         wait_until(lambda: forget(host) and forget(other))
         assert (in_memory(one), in_memory(two)) == (0, 0)
         host.read_bytes()
-        assert in_memory(host) == in_memory(one) == in_memory(two) > 0
+        assert in_memory(one) > 0
+        assert in_memory(two) > 0
         assert in_memory(other) == 0
         wait_until(lambda: forget(host))
         other.read_bytes()
