@@ -315,7 +315,7 @@ def test_store_that_cannot_be_reached_does_not_keep_a_node_from_working(tmp_path
         started = time.monotonic()
         mounts = client.prepare("k", "", {"containerd.io/snapshot.ref": "sha256:" + "a" * 64})
         assert mounts
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10  # a request's own retries take half a minute
         told = daemon.status()
         counted = {reason: count for reason, count in told["fallbacks"].items() if count}
         assert sum(counted.values()) == 1

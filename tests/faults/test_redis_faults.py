@@ -300,7 +300,7 @@ def test_silent(fleet, proxy, caplog, monkeypatch):
         began = time.monotonic()
         for _ in range(20):
             assert catalog.resolve_chain(CHAIN)[0] == LAYER
-        assert time.monotonic() - began < 3  # a timeout of the library alone would be 5 s, for each look-up
+        assert time.monotonic() - began < 5  # a timeout of the library alone would be that, for each look-up
     with caplog.at_level(logging.WARNING):
         assert made.push(fresh, "model:2").new_packs == 0
     assert "deduplicating with the store's chunk tables" in caplog.text

@@ -104,11 +104,11 @@ def test_without_packfs_the_hint_says_what_to_start(node):
 def test_an_unmount_with_a_read_in_flight_neither_hangs_nor_blocks_the_node(node, reading):
     tree, mounter, server, cat = reading
     cat.kill()
-    cat.wait(5)  # the read goes on without its reader, so that no open file makes umount refuse
+    cat.wait(20)  # the read goes on without its reader, so that no open file makes umount refuse
     start = time.monotonic()
     with pytest.raises(BusyError, match=r"\d reads in flight"):
         mounter.release(tree.digest, "a")
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 8  # the deadline is ten
     other = node.tree("other")
     mounter.mount(other, "b")
     mounter.release(other.digest, "b")

@@ -37,7 +37,7 @@ def test_a_mount_process_that_hangs_is_given_up_at_the_deadline(node):
     start = time.monotonic()
     with pytest.raises(DeadlineError, match=r"mount .* did not end within 0.3 s; it was ended") as error:
         hung.mount(tree, "a")
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 8
     assert error.value.hint
     assert hung.stuck() == {}
     assert hung.uses(tree.digest) == set()
@@ -63,7 +63,7 @@ def test_a_process_the_kernel_does_not_let_go_is_left_behind_and_reported(node):
     start = time.monotonic()
     with pytest.raises(DeadlineError, match="hangs in the kernel") as error:
         stuck.mount(tree, "a")
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 8
     other = node.mounter()  # as another process would, for `floe status`
     ((pid, what),) = other.stuck().items()
     assert str(pid) in str(error.value)
