@@ -12,6 +12,7 @@ from floe.cli import (
     bento,
     completion,
     containerd,
+    debug,
     doctor,
     fsck,
     gc,
@@ -32,7 +33,7 @@ from floe.cli.options import Parser, add_commands, add_shared
 
 _NOUNS = (
     *(model, umount, image, bento, key, store, gc, fsck, rebuild_index),
-    *(status, trace, bench, doctor, containerd, packfs, snapshotter, version, completion),
+    *(status, trace, debug, bench, doctor, containerd, packfs, snapshotter, version, completion),
 )
 
 

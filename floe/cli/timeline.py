@@ -123,7 +123,7 @@ def timeline(
         event
         for event in events
         if event["kind"] == "mounted"
-        and event["tree"] in trees
+        and event.get("tree") in trees
         and (layers[0]["at"] if layers else start.at - _MOUNTED) <= event["at"] <= until
     ]
     began = min([start.at, *(event["at"] for event in (*layers, *mounts))])
@@ -189,7 +189,7 @@ def _stalls(
     within: tuple[float, float],
 ) -> list[Span]:
     began, until = within
-    ours = [e for e in events if e["kind"] == "stall" and e["pack"] in packs and began - _SLACK <= e["at"] <= until]
+    ours = [e for e in events if e["kind"] == "stall" and e.get("pack") in packs and began - _SLACK <= e["at"] <= until]
     named = files([(event["pack"], event["offset"], event["bytes"]) for event in ours])
     spans = []
     for event, names in zip(ours, named, strict=True):
