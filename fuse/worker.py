@@ -25,7 +25,7 @@ from floe.fuse.known import KnownPacks
 from floe.fuse.reader import Reader
 from floe.fuse.session import Session
 from floe.fuse.slots import Slots
-from floe.store import process
+from floe.store import loglevel, process
 from floe.store.errors import BusyError, FloeError, PreconditionError
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Worker:
     def status(self) -> dict[str, Any]:
         """The keys of `floe status` for the pack filesystem.
 
-        pid, version (of Floe, as text), uptime (seconds), rss (bytes, peak), packs (met since the mount), inflight (reads), waiting
+        pid, version (of Floe, as text), log_level (in force now), uptime (seconds), rss (bytes, peak), packs (met since the mount), inflight (reads), waiting
         (requests, the kernel's count), max_background, congestion_threshold, requests, reads, read_bytes,
         errors, interrupts, workers (since the mount), takeovers (workers that found requests of their
         predecessor), left_requests (those, all together), replayers (workers whose answers to such requests the
@@ -91,6 +91,7 @@ class Worker:
         return {
             "pid": os.getpid(),
             "version": floe.__version__,
+            "log_level": loglevel.current(),
             "uptime": time.monotonic() - self._started,
             "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
             "packs": len(self._known),

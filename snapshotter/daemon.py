@@ -22,6 +22,7 @@ from floe.store.errors import FloeError
 from floe.store.eventlog import EventLog
 from floe.store.exposition import COUNTER, GAUGE, HISTOGRAM, Metric, MetricsServer, distributions
 from floe.store.index.measured import STATES
+from floe.store.loglevel import Follower
 from floe.store.process import Heartbeat, harden, own_directory, refuse_own_mount, sd_notify
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def run(config: SnapshotterConfig, layers: LazyLayers, stop: threading.Event) ->
     Returns when no thread works on the root directory any more: another process may own it then.
     """
     with ExitStack() as stack:
+        stack.enter_context(closing(Follower(config.run_dir)))
         events = stack.enter_context(closing(EventLog(config.run_dir, "snapshotter")))
         events.add("snapshotter", pid=os.getpid(), version=__version__)
         snapshotter = Snapshotter(config, layers, events.add)

@@ -297,7 +297,7 @@ class Snapshotter:
         with self._lock:
             self._fallbacks[found.reason] += 1
         self._prepares.note(reason=found.reason, detail=str(found.error or ""))
-        log.warning("layer %s is unpacked the ordinary way, reason %s", chain, found)
+        log.warning("layer %s is unpacked the ordinary way, reason %s", chain, found, extra=_about(chain, labels))
         return remaining
 
     def _check_not_there(self, chain: str, parent: int) -> None:
@@ -347,7 +347,13 @@ class Snapshotter:
             return Missed(_mount_reason(error), error)
         self.resolver.budgets.keep(made.id, remaining)
         self._count("lazy")
-        log.info("layer %s is served lazily from tree %s as %r", chain, tree, made.name)
+        log.info(
+            "layer %s is served lazily from tree %s as %r",
+            chain,
+            tree,
+            made.name,
+            extra={**_about(chain, labels), "tree": tree},
+        )
         raise AlreadyExistsError(f"layer {chain} is there now, lazily")
 
     def _refuse(self, what: str, missed: Missed) -> NoReturn:
@@ -440,6 +446,11 @@ def check_labels(labels: Mapping[str, str]) -> None:
     for key, value in labels.items():
         if len(key.encode()) + len(value.encode()) > LABEL_MAX:
             raise BadInputError(f"label {key[:64]!r} and its value are longer than {LABEL_MAX} bytes")
+
+
+def _about(chain: str, labels: Mapping[str, str]) -> dict[str, str]:
+    """What a line of the log is about, as fields."""
+    return {"layer": chain, **({"image": labels[IMAGE]} if IMAGE in labels else {})}
 
 
 def _mount_reason(error: FloeError) -> str:

@@ -15,6 +15,7 @@ from floe import __version__
 from floe.snapshotter.directories import translated
 from floe.snapshotter.snapshotter import Figures
 from floe.snapshotter.sockets import refuse_live_socket
+from floe.store import loglevel
 from floe.store.process import accept
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,14 @@ class StatusSocket:
             with connection:
                 try:
                     connection.settimeout(_PATIENCE)
-                    line = json.dumps({"pid": os.getpid(), "version": __version__, **asdict(self._metrics())})
+                    line = json.dumps(
+                        {
+                            "pid": os.getpid(),
+                            "version": __version__,
+                            "log_level": loglevel.current(),
+                            **asdict(self._metrics()),
+                        }
+                    )
                     connection.sendall(line.encode() + b"\n")
                 except Exception:
                     log.warning("a status request failed", exc_info=True)

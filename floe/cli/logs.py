@@ -49,8 +49,10 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
-        extra = "".join(f" {key}={value}" for key, value in _extra(record).items())
-        text = f"{record.name}: {_message(self, record)}{extra}"
+        message = _message(self, record)
+        # What the message says already is there for JSON alone.
+        extra = "".join(f" {key}={value}" for key, value in _extra(record).items() if str(value) not in message)
+        text = f"{record.name}: {message}{extra}"
         start = f"<{_PRIORITY.get(record.levelno, 6)}>" if self._journal else f"{_time(record)} {record.levelname} "
         return start + text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
 

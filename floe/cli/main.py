@@ -18,6 +18,7 @@ from floe.cli import (
     gc,
     image,
     key,
+    log_level,
     model,
     packfs,
     rebuild_index,
@@ -33,7 +34,7 @@ from floe.cli.options import Parser, add_commands, add_shared
 
 _NOUNS = (
     *(model, umount, image, bento, key, store, gc, fsck, rebuild_index),
-    *(status, trace, debug, bench, doctor, containerd, packfs, snapshotter, version, completion),
+    *(status, trace, debug, log_level, bench, doctor, containerd, packfs, snapshotter, version, completion),
 )
 
 

@@ -31,6 +31,7 @@ from floe.store.eventlog import EventLog
 from floe.store.exposition import Metric, MetricsServer
 from floe.store.ids import ModelRef
 from floe.store.index import NullIndex
+from floe.store.loglevel import Follower
 from floe.store.objects import open_store
 from floe.store.objects.retry import RetryingStore
 from floe.store.profiles import ProfileStore
@@ -45,6 +46,7 @@ def run_worker(settings: Settings) -> int:
     """Serve until the keeper says stop; returns the process's exit code."""
     process.allow_open_files()
     with ExitStack() as stack:
+        stack.enter_context(closing(Follower(settings.run_dir)))
         # Not one that retries: the reader does, for as long as anybody waits, and knows why reads wait.
         store = stack.enter_context(closing(open_store(settings.store, retry=False)))
         cache = open_cache(settings, required=False)  # who reads a mounted tree needs no disk of ours

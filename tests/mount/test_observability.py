@@ -1,6 +1,7 @@
 """What a node shows of itself, with real daemons: every metric that rules and dashboard name is scraped."""
 
 import os
+import signal
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -65,6 +66,27 @@ def test_all_that_rules_and_the_dashboard_name_is_scraped(daemons, tmp_path):
     assert daemons.json("status")["packfs"]["starts"]["under_way"] == 1
     wait_until(lambda: [s for s in scrape(daemons)["floe_last_start_seconds"].samples if s.labels == name], 60)
     daemons.floe("umount", daemons.home / "mnt")
+
+
+def test_daemons_log_more_for_a_while_and_a_new_worker_too(daemons):
+    before = daemons.json("log-level")
+    assert before == {"wished": None, "until": None, "daemons": {"packfs": "info", "snapshotter": "info"}}
+    found = daemons.json("log-level", "debug", "--seconds", "500")
+    assert (found["wished"], found["daemons"]) == ("debug", {"packfs": "debug", "snapshotter": "debug"})
+    for name in ("packfs", "snapshotter"):
+        assert "logs are of level debug and above from now on, before info" in daemons.log(name).read_text()
+    worker = int((daemons.run_dir / "worker.pid").read_text())
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: daemons.json("status")["packfs"].get("pid") not in (None, worker))
+    assert daemons.json("log-level")["daemons"]["packfs"] == "debug"
+    assert "debug for " in daemons.floe("log-level").stdout
+    daemons.floe("log-level", "default")
+    wait_until(lambda: daemons.json("log-level")["daemons"] == before["daemons"])
+    assert "choose from" in daemons.floe("log-level", "loud", code=2).stderr
+    assert "is no time" in daemons.floe("log-level", "debug", "--seconds", "0", code=2).stderr
+    other = daemons.floe("log-level", "debug", "--run-dir", daemons.home / "none", code=1)
+    assert "no daemon that could follow" in other.stderr
+    assert not (daemons.home / "none").exists()
 
 
 @pytest.fixture
