@@ -55,11 +55,11 @@ def test_every_daemon_is_killed_under_a_reader(node):
     node.kill_worker()  # no child of this keeper
     node.kill_keeper()
     status = node.packfs.status()
-    assert (status["workers"], status["replayers"]) == (2, 1)
+    assert status["workers"] == 2
     for _ in range(KILLS):
         node.kill_worker()
     node.finish(container)
     status = node.packfs.status()
     assert status["workers"] == KILLS + 2
-    assert status["replayers"] >= 1 + KILLS / 2
+    assert status["replayers"] >= 1 + KILLS / 2  # most kills left reads to answer
     assert status["errors"] == 0

@@ -11,7 +11,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -137,7 +137,17 @@ class SlowNode:
     def wait_inflight(self) -> None:
         until(self.inflight, 30)
 
-    # faults; each demands that fetches are in flight just before
+    # faults; each demands that fetches are in flight
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """With reads waiting for the store, which answers none: else a slow machine has read all before the last fault."""
+        self.proxy.hold()
+        try:
+            self.wait_inflight()
+            yield
+        finally:
+            self.proxy.go()
 
     def pid(self, name: str) -> int:
         """The process id in keeper.pid or worker.pid."""
@@ -146,9 +156,9 @@ class SlowNode:
     def kill_worker(self) -> None:
         """kill -9 of the worker; returns when its successor has answered what was left, if anything was."""
         before = self.packfs.status()
-        self.wait_inflight()
-        old = self.pid("worker.pid")
-        os.kill(old, signal.SIGKILL)
+        with self.held():
+            old = self.pid("worker.pid")
+            os.kill(old, signal.SIGKILL)
         until(lambda: self.serving() not in (0, old), 30)
         if self.packfs.status()["takeovers"] > before["takeovers"]:
             until(lambda: self.packfs.status()["replayers"] > before["replayers"], 30)
@@ -161,21 +171,21 @@ class SlowNode:
 
     def kill_keeper(self) -> None:
         """kill -9 of the keeper, and `floe packfs` again, as systemd does it."""
-        self.wait_inflight()
-        self.daemons.packfs.kill()
-        self.daemons.packfs.wait()
-        assert self.inflight() > 0
-        self.daemons.packfs = self.daemons.start("packfs")
+        with self.held():
+            self.daemons.packfs.kill()
+            self.daemons.packfs.wait()
+            self.wait_inflight()
+            self.daemons.packfs = self.daemons.start("packfs")
 
     def kill_snapshotter(self) -> None:
-        self.wait_inflight()
-        self.daemons.restart_snapshotter()
+        with self.held():
+            self.daemons.restart_snapshotter()
 
     def kill_containerd(self) -> None:
-        self.wait_inflight()
-        self.containerd.kill()
-        self.containerd.start()
-        until(self.cri.ready, 30)
+        with self.held():
+            self.containerd.kill()
+            self.containerd.start()
+            until(self.cri.ready, 30)
 
     def close(self) -> None:
         self._stack.close()
