@@ -26,7 +26,9 @@ from support import ports
 IMAGE = Path(__file__).resolve().parents[2] / ".tools/boot"
 HOST = "10.0.2.2"  # the machine that runs qemu, as its guests see it
 CRI_PORT = 5001  # in the guest, cri.socket
-_BOOT, _TRIAL = 60.0, 15.0  # seconds; of a boot only pauses between questions count
+# Seconds that only failures take: emulated, beside others' work, a boot may take ten minutes and a bootstrap forty.
+PATIENCE, LONG = 600.0, 3600.0
+_BOOT, _TRIAL = 300.0, 15.0  # seconds; of a boot only pauses between questions count
 _numbers = itertools.count(1)
 
 
@@ -127,7 +129,7 @@ class Machine:
 
     # commands
 
-    def run(self, *command: str | Path, text: str = "", check: bool = True, seconds: float = 120) -> Any:
+    def run(self, *command: str | Path, text: str = "", check: bool = True, seconds: float = PATIENCE) -> Any:
         """Run a command to its end, as root: a CompletedProcess of texts. GuestError when it fails (with `check`)."""
         words = [str(word) for word in command]
         pid = self.start(*words, text=text)
@@ -166,7 +168,7 @@ class Machine:
         """A property of a unit."""
         return str(self.run("systemctl", "show", "--property", name, "--value", unit).stdout).strip()
 
-    def until(self, script: str, seconds: float = 120) -> None:
+    def until(self, script: str, seconds: float = PATIENCE) -> None:
         """Wait for a shell's yes."""
         waited = 0.0
         while self.run("/bin/sh", "-c", script, check=False).returncode != 0:
@@ -216,7 +218,7 @@ class Machine:
                 self._agent = _Agent(self._sockets["agent"])
                 boot_id = self.read("/proc/sys/kernel/random/boot_id").strip()
         self.boot_id = boot_id
-        self.run("systemctl", "is-system-running", "--wait", check=False, seconds=300)
+        self.run("systemctl", "is-system-running", "--wait", check=False, seconds=PATIENCE)
 
     def _last_lines(self) -> str:
         return "\n".join(self.console.read_text(errors="replace").splitlines()[-20:]) if self.console.exists() else ""

@@ -1,12 +1,14 @@
 """A machine with containerd, a registry and a store, of which `bootstrap-node.sh` makes a node; its kubelet is here."""
 
+import hashlib
 import json
 import random
 from pathlib import Path
 
 import grpc
-from boot.machine import HOST, GuestError, Machine
+from boot.machine import HOST, LONG, PATIENCE, GuestError, Machine
 from support.cri import Cri
+from support.mounts import until
 
 REGISTRY = "localhost:5000"  # in the guest
 LAZY, PAUSE = f"{REGISTRY}/lazy:1", f"{REGISTRY}/pause:1"
@@ -26,6 +28,11 @@ def content(number):
     return random.Random(number).randbytes(700_000)
 
 
+def expected(numbers):
+    """The digests of those files."""
+    return [hashlib.md5(content(number), usedforsecurity=False).hexdigest() for number in numbers]
+
+
 class BootedNode(Machine):
     """A machine with containerd, a registry, and a store; nothing of Floe's yet."""
 
@@ -43,14 +50,22 @@ class BootedNode(Machine):
         theirs = " -o ".join(f"-path {path}" for path in _OTHERS)
         return self.sh(f"find / -xdev '(' {theirs} ')' -prune -o -printf '%p %y %l\n' | sort").splitlines()
 
-    def bootstrap(self, *flags, check=True, seconds=900):
-        done = self.run(BOOTSTRAP, *flags, check=False, seconds=seconds)
+    def bootstrap(self, *flags, check=True, program=(BOOTSTRAP,)):
+        done = self.run(*program, *flags, check=False, seconds=LONG)
         if check and done.returncode != 0:
             raise GuestError(f"bootstrap-node.sh {flags}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
+    def process_of(self, container):
+        """Of a container's first process."""
+        listed = self.run("ctr", "-n", "k8s.io", "tasks", "ls").stdout.splitlines()
+        return next(line.split()[1:] for line in listed if line.startswith(container))
+
     def cri(self):
-        return GuestCri(self)
+        """A client of its containerd, once that is ready."""
+        found = GuestCri(self)
+        until(found.ready, PATIENCE)
+        return found
 
     def status(self):
         return json.loads(self.run("floe", "status", "--json").stdout)
@@ -60,10 +75,25 @@ class GuestCri(Cri):
     """The machine's kubelet, on this one."""
 
     def __init__(self, machine):
-        super().__init__(Path("/containerd.sock"), log_directory=Path("/var/log/pods"), timeout=120)
+        super().__init__(Path("/containerd.sock"), log_directory=Path("/var/log/pods"), timeout=PATIENCE)
         self.machine = machine
         self.channel.close()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{machine.cri_port}")
+
+    def digests(self, container, numbers):
+        """Of the image's files, as the container reads them."""
+        code, out, error = self.execute(
+            container, "md5sum", *(f"/data/{number}" for number in numbers), timeout=PATIENCE
+        )
+        assert (code, error) == (0, b"")
+        return [line.split()[0] for line in out.decode().splitlines()]
+
+    def drain(self):
+        """No pod and no image is left."""
+        for pod in self.list_pods():
+            self.remove_pod(pod)
+        for image in (LAZY, PAUSE):
+            self.remove_image(image)
 
     def logs(self, container):
         lines = self.machine.read(self.status(container).log_path).splitlines()

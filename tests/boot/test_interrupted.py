@@ -8,9 +8,10 @@ on one machine: run all of them.
 import json
 
 import pytest
+from boot.machine import LONG
 from boot.node import BOOTSTRAP, CONFIG, LAZY, STORE
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * LONG)]
 WHEELS = "/srv/wheels"
 FLAGS = (
     "--yes", "--offline", WHEELS, "--store", f"file://{STORE}", "--format", "--verify-image", LAZY, "--json",
@@ -60,7 +61,7 @@ def killed_at(node, program, words, first, *flags):
     node.sh(f"rm -rf {_PLACE}; mkdir {_PLACE}")
     node.write(shim, _SHIM.format(path=_PATH, words=words, first=first))
     node.run("chmod", "755", shim)
-    done = node.run("/bin/sh", "-c", _RUN, "sh", *flags, check=False, seconds=900)
+    done = node.run("/bin/sh", "-c", _RUN, "sh", *flags, check=False, seconds=LONG)
     assert done.returncode == _KILLED, f"not killed at {program} {words}: {done.stderr}{node.read(_SAID)}"
 
 
@@ -68,7 +69,7 @@ def test_the_next_run_finishes_what_was_killed_while_pip_installs(node):
     node.sh(f"mkdir {_FIFOS}; ln -s {WHEELS}/* {_FIFOS}; cd {_FIFOS}; set -- botocore-*.whl; rm $1; mkfifo $1")
     fifo = node.sh(f"ls {_FIFOS}/botocore-*.whl").strip()
     flags = [_FIFOS if flag == WHEELS else flag for flag in FLAGS]
-    done = node.run("/bin/sh", "-c", _RUN_INTO_FIFO, "sh", fifo, *flags, check=False, seconds=900)
+    done = node.run("/bin/sh", "-c", _RUN_INTO_FIFO, "sh", fifo, *flags, check=False, seconds=LONG)
     assert done.returncode == _KILLED, f"{done.stderr}{node.read(_SAID)}"
     assert node.sh("ls /opt/floe/versions/*/bin/python; ls /opt/floe/versions/*/complete || true").count("\n") == 1
 

@@ -1,14 +1,14 @@
 """A node from its first bootstrap to its uninstall, on a machine that boots. The tests follow each other: run all of them."""
 
-import hashlib
 import json
 import threading
 
 import pytest
-from boot.node import CONFIG, FILES, LAZY, PAUSE, STORE, content
+from boot.machine import LONG, PATIENCE
+from boot.node import CONFIG, FILES, LAZY, STORE, expected
 from support.mounts import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * LONG)]
 FLAGS = (
     "--yes", "--offline", "/srv/wheels", "--store", f"file://{STORE}", "--set", "completion=off",
     "--format", "--verify-image", LAZY, "--json",
@@ -39,23 +39,6 @@ def files_of(node):
 
 def processes_of(node):
     return {unit: node.show(unit, "MainPID") for unit in (*DAEMONS, "containerd")}
-
-
-def process_of(node, container):
-    """Of a container's first process, in the machine."""
-    listed = node.run("ctr", "-n", "k8s.io", "tasks", "ls").stdout.splitlines()
-    return next(line.split()[1:] for line in listed if line.startswith(container))
-
-
-def expected(numbers):
-    return [hashlib.md5(content(number), usedforsecurity=False).hexdigest() for number in numbers]
-
-
-def digests(cri, container, numbers):
-    """Of the image's files, as the container reads them."""
-    code, out, error = cri.execute(container, "md5sum", *(f"/data/{number}" for number in numbers), timeout=100)
-    assert (code, error) == (0, b"")
-    return [line.split()[0] for line in out.decode().splitlines()]
 
 
 def test_a_disk_that_holds_data_is_refused_and_nothing_is_changed(node):
@@ -120,7 +103,7 @@ def test_a_lazy_container_starts_after_a_reboot_without_registry_and_store(node,
     cri.pull(LAZY)
     assert len(node.status()["mounts"]) == 2
     container = cri.run_container(cri.run_pod("before"), LAZY)
-    assert digests(cri, container, range(4)) == expected(range(4))
+    assert cri.digests(container, range(4)) == expected(range(4))
     node.sh(f"mv {STORE} {STORE}.away; systemctl disable -q --now registry.socket; systemctl stop registry")
     node.reboot()
     begun = {unit: int(node.show(unit, "InactiveExitTimestampMonotonic")) for unit in (*UNITS, "containerd")}
@@ -131,20 +114,19 @@ def test_a_lazy_container_starts_after_a_reboot_without_registry_and_store(node,
     assert node.sh("systemctl --failed --plain --no-legend") == ""
     assert node.sh("findmnt -no LABEL /mnt/floe-cache-0").strip() == "floe-cache-0"
     cri = state["cri"] = node.cri()
-    until(cri.ready, 60)
     container = state["container"] = cri.run_container(cri.run_pod("after"), LAZY)
-    assert digests(cri, container, range(4)) == expected(range(4))
+    assert cri.digests(container, range(4)) == expected(range(4))
     node.sh(f"mv {STORE}.away {STORE}; systemctl enable -q --now registry.socket")
-    assert digests(cri, container, range(4, 6)) == expected(range(4, 6))
+    assert cri.digests(container, range(4, 6)) == expected(range(4, 6))
 
 
 def test_a_restart_of_snapshotter_and_containerd_leaves_a_container_alone(node, state):
     cri, container = state["cri"], state["container"]
-    process = process_of(node, container)
+    process = node.process_of(container)
     node.run("systemctl", "restart", "floe-snapshotter", "containerd")
-    until(cri.ready, 60)
-    assert process_of(node, container) == process
-    assert digests(cri, container, range(6, 8)) == expected(range(6, 8))
+    until(cri.ready, PATIENCE)
+    assert node.process_of(container) == process
+    assert cri.digests(container, range(6, 8)) == expected(range(6, 8))
     assert cri.run(cri.run_pod("another"), LAZY, ["md5sum", "/data/8"]) == (0, f"{expected([8])[0]}  /data/8\n")
 
 
@@ -153,7 +135,7 @@ def test_readers_wait_for_a_killed_keeper_s_successor(node, state):
         pids = [node.read(f"/run/floe/{name}.pid").strip() for name in killed]
         number = state["next"] = state.get("next", 8) + 1
         node.run("kill", "-9", *pids)
-        assert digests(state["cri"], state["container"], [number]) == expected([number])
+        assert state["cri"].digests(state["container"], [number]) == expected([number])
         # While a living worker answers, the keeper's successor may still be on its way.
         node.until('test "$(systemctl show -p MainPID --value floe-packfs)" = "$(cat /run/floe/keeper.pid)"')
         assert all(node.run("kill", "-0", pid, check=False).returncode != 0 for pid in pids)
@@ -165,27 +147,26 @@ def test_readers_wait_from_a_stop_of_packfs_to_its_start(node, state):
     node.run("systemctl", "stop", "floe-packfs")
     assert node.run("kill", "-0", keeper, check=False).returncode == 0
     answers = []
-    reader = threading.Thread(target=lambda: answers.append(digests(state["cri"], state["container"], [20])))
+    reader = threading.Thread(target=lambda: answers.append(state["cri"].digests(state["container"], [20])))
     reader.start()
     reader.join(5)
     assert reader.is_alive()
     node.run("systemctl", "start", "floe-packfs")
-    reader.join(60)
+    reader.join(PATIENCE)
     assert answers == [expected([20])]
     assert node.run("kill", "-0", keeper, check=False).returncode != 0
     # And again: what was taken over once is as good as what was mounted.
-    node.run("systemctl", "restart", "floe-packfs", seconds=240)
-    assert digests(state["cri"], state["container"], [21]) == expected([21])
+    node.run("systemctl", "restart", "floe-packfs")
+    assert state["cri"].digests(state["container"], [21]) == expected([21])
     node.run("kill", "-9", node.read("/run/floe/keeper.pid").strip())
-    assert digests(state["cri"], state["container"], [22]) == expected([22])
+    assert state["cri"].digests(state["container"], [22]) == expected([22])
 
 
 def test_a_lazy_container_starts_after_a_power_cut(node, state):
     node.cut_power()
     cri = state["cri"] = node.cri()
-    until(cri.ready, 60)
     container = state["container"] = cri.run_container(cri.run_pod("after-the-cut"), LAZY)
-    assert digests(cri, container, range(FILES)) == expected(range(FILES))
+    assert cri.digests(container, range(FILES)) == expected(range(FILES))
 
 
 def test_a_node_in_use_is_not_uninstalled(node, state):
@@ -197,23 +178,22 @@ def test_a_node_in_use_is_not_uninstalled(node, state):
     assert f"image {LAZY} (k8s.io)" in done.stderr
     assert "hint: drain the node" in done.stderr
     assert (files_of(node), processes_of(node)) == (before, processes)
-    assert digests(state["cri"], state["container"], [1]) == expected([1])
+    assert state["cri"].digests(state["container"], [1]) == expected([1])
 
 
 def test_an_uninstall_leaves_nothing(node, state):
     cri = state["cri"]
-    for pod in cri.list_pods():
-        cri.remove_pod(pod)
-    cri.remove_image(LAZY)
-    cri.remove_image(PAUSE)
-    report = json.loads(node.bootstrap("--uninstall", "--yes", "--json").stdout)
+    cri.drain()
+    # As it lies on the node, without the checkout.
+    as_installed = ("python3", "-I", "-B", "/opt/floe/node/bootstrap")
+    report = json.loads(node.bootstrap("--uninstall", "--yes", "--json", program=as_installed).stdout)
     assert report["exit_status"] == 0
     assert node.read(CONFIG) == node.before
     assert node.everything() == node.at_first
     assert node.sh("findmnt -rn | grep -i floe || true; blkid $1 || true", node.disks[0].name) == ""
     assert node.sh("ps -e -o args | grep -i '[f]loe' || true") == ""
     assert node.sh("head -c 15 $1", node.disks[1].name) == "somebody's data"
-    until(cri.ready, 60)
+    until(cri.ready, PATIENCE)
     cri.pull(LAZY)
     assert cri.run(cri.run_pod("without"), LAZY, ["md5sum", "/data/8"]) == (0, f"{expected([8])[0]}  /data/8\n")
     cri.clean_up()
