@@ -49,7 +49,7 @@ class EventLog:
         """Write what is left."""
         self._closing.set()
         self._wake.set()
-        self._thread.join(5.0)  # a disk may hang
+        self._thread.join(1.0)  # a disk may hang, and a worker that stops has little time
 
     def _run(self) -> None:
         while not self._closing.is_set():
