@@ -166,3 +166,18 @@ def test_a_bar_lies_where_the_span_does(found):
     assert all(len(bar) == 30 for bar in bars)
     assert bars[0].startswith("#")
     assert bars[-1].endswith("|")
+
+
+def test_a_pull_of_hours_ago_is_no_part_of_the_start_and_neither_is_a_stall_after_it():
+    events = [
+        prepare(10.0, "1" * 64, 0.2, outcome="lazy", tree=TREE, image=NAME),
+        event(9000.0, "prepare", key=KEY, outcome="container", seconds=0.05, trees=[TREE], image=NAME),
+        event(
+            9000.0, "start", key=KEY, name=NAME, trees=[TREE], first_read=0.3, last_read=2.0, reads=9, bytes=1
+        ),
+        stall(9001.0, 0.1),
+        stall(9003.0, 0.1),
+    ]  # fmt: skip
+    (start,) = starts(events)
+    made = timeline(events, start, {PACK: TREE}, lambda places: [[] for _ in places])
+    assert [span.kind for span in made.spans] == ["container", "first read", "stall", "last new read"]
