@@ -330,8 +330,8 @@ class Session:
             return True
         if self._reads.pop(unique, None) is None:
             return False
+        self.read_bytes += length  # first: who has its answer finds it counted
         self._write(unique, parts)
-        self.read_bytes += length
         return True
 
     def _read_cached(self, pack_id: str, offset: int, buffer: memoryview, lead: Lead) -> bool:
@@ -366,8 +366,8 @@ class Session:
             self._fail(read.unique, errno.EIO)
             return
         pieces = list(result) if len(result) < _IOV_MAX else [b"".join(result)]
-        self._write(read.unique, [p.header(length, read.unique), *pieces])
         self.read_bytes += length
+        self._write(read.unique, [p.header(length, read.unique), *pieces])
 
     def _interrupt(self, unique: int, target: int) -> None:
         read = self._reads.pop(target, None)
