@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from support import seaweed
+from support import seaweed, sweep
 from support.floe_node import Node, wait_until
 from support.slow_proxy import SlowProxy
 
@@ -24,10 +25,12 @@ TINY = ("--seconds", "1", "--size", "8MiB")
 
 
 @pytest.fixture
-def node(tmp_path):
-    node = Node(tmp_path)
+def node():
+    home = sweep.folder("bench", Path("/var/tmp"))  # short: the path of a socket in it has 107 bytes at most
+    node = Node(home)
     yield node
     node.clean_up()
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture
