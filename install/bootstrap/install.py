@@ -36,7 +36,9 @@ def install(plan: Plan, options: Options, record: Record) -> dict[str, Any]:
     if not record.exists:
         record.data["state"] = [path for path in STATE if not Path(path).exists()]
     record.data["asked"] = plan.asked
-    record.data["dropped"] = plan.dropped
+    record.data.pop("dropped", None)
+    if plan.dropped:
+        record.data["dropped"] = plan.dropped
     record.save()
     if plan.packages:
         _install_packages(plan.packages, record)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.errors import NodeError
-from bootstrap.system import sync_folder, write_file
+from bootstrap.system import read, sync_folder, write_file
 
 PLACE = Path("/var/lib/floe/node")
 _VERSION = 1
@@ -55,10 +55,14 @@ class Record:
         return found
 
     def save(self) -> None:
-        """Make it durable."""
+        """Make it durable. What says so already is not written again."""
         if not self.place.is_dir():
             self._begin()
-        write_file(self.file, (json.dumps(self.data, indent=2, sort_keys=True) + "\n").encode(), 0o600)
+        text = json.dumps(self.data, indent=2, sort_keys=True) + "\n"
+        if self.exists and read(self.file) == text:
+            sync_folder(self.place)  # who wrote it may have been killed before that
+        else:
+            write_file(self.file, text.encode(), 0o600)
         self.exists = True
 
     def _begin(self) -> None:

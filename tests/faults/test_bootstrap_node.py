@@ -109,6 +109,13 @@ def test_containerd_is_not_touched_when_the_daemons_do_not_start(node):
     assert not [line for line in did(node) if "containerd" in line]
 
 
+def test_a_run_that_finds_all_as_it_was_asked_for_writes_nothing(node):
+    before = node.changed()
+    done = node.bootstrap("--yes", "--image", "--disks", "none")
+    assert (done.returncode, "nothing was changed" in done.stdout) == (0, True), done
+    assert node.changed() == before
+
+
 def test_a_host_that_runs_and_whose_processes_are_not_to_be_seen_is_refused(tmp_path):
     for name in ("etc", "bin", "run/systemd/system"):
         (tmp_path / name).mkdir(parents=True)
