@@ -48,7 +48,7 @@ echo floe-node >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 floe-node\n' >"$root/etc/hosts"
 cat >"$root/etc/fstab" <<'FSTAB'
 /dev/vda / ext4 defaults 0 1
-LABEL=floe-tests /srv ext4 ro,nofail 0 2
+LABEL=floe-tests /srv ext4 ro,nofail,x-systemd.device-timeout=10min 0 2
 FSTAB
 cat >"$root/etc/systemd/network/all.network" <<'NETWORK'
 [Match]

@@ -11,6 +11,7 @@ from support.mounts import until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * LONG)]
 FLAGS = (
     "--yes", "--offline", "/srv/wheels", "--store", f"file://{STORE}", "--set", "completion=off",
+    "--set", "prepare_timeout=60",  # after two seconds a slow machine's layers would be unpacked
     "--format", "--verify-image", LAZY, "--json",
 )  # fmt: skip
 DAEMONS = ("floe-packfs", "floe-snapshotter")

@@ -38,7 +38,17 @@ def check_array(node):
 
 def test_an_image_starts_nothing_and_touches_no_disk(node):
     containerd = node.show("containerd", "MainPID")
-    flags = ("--image", "--store", f"file://{STORE}", "--disks", "auto", "--raid0", "--format")
+    flags = (
+        "--image",
+        "--store",
+        f"file://{STORE}",
+        "--disks",
+        "auto",
+        "--raid0",
+        "--format",
+        "--set",
+        "prepare_timeout=60",
+    )
     report = json.loads(node.bootstrap(*WHEELS, *flags).stdout)
     assert report["exit_status"] == 0
     assert "disks are chosen at each boot" in report["notes"]
