@@ -27,7 +27,7 @@ IMAGE = Path(__file__).resolve().parents[2] / ".tools/boot"
 HOST = "10.0.2.2"  # the machine that runs qemu, as its guests see it
 CRI_PORT = 5001  # in the guest, cri.socket
 # Seconds that only failures take: emulated, beside others' work, a boot may take ten minutes and a bootstrap forty.
-PATIENCE, LONG = 600.0, 3600.0
+PATIENCE, LONG = 600, 3600
 _BOOT, _TRIAL = 300.0, 15.0  # seconds; of a boot only pauses between questions count
 _numbers = itertools.count(1)
 
