@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -336,6 +337,24 @@ def test_a_disk_that_fails_to_read_and_write_is_left_out(machine, monkeypatch):
     until(lambda: machine.state("b") == "left out")
     assert machine.state("a") == "ok"
     machine.read_all()
+
+
+def test_a_directory_that_is_called_left_out_has_no_packs_any_more(machine, monkeypatch):
+    machine.start("a", "b")
+    machine.fill()
+    (root,) = [root for root in machine.cache.roots if root.name == "b"]
+    assert any(pack.folder.is_relative_to(root) for pack in machine.writer.packs.values())
+    leave_out = CacheGroup.leave_out
+
+    def late(*args):
+        time.sleep(0.1)
+        leave_out(*args)
+
+    monkeypatch.setattr(CacheGroup, "leave_out", late)
+    root.rename(root.with_name("away"))
+    machine.writer._troubled[root].set()
+    until(lambda: machine.state("b") == "left out")
+    assert not any(pack.folder.is_relative_to(root) for pack in machine.writer.packs.values())
 
 
 def test_one_bad_read_leaves_no_directory_out(machine, monkeypatch):

@@ -289,8 +289,10 @@ class GroupWriter:
     def disks(self) -> list[dict[str, Any]]:
         """See CacheWriter; `state` may also be "full" (it takes no new packs) or "left out", for `problem`."""
         found = []
+        with self._lock:  # what is called left out has no packs any more
+            writers = dict(self._writers)
         for root in dict.fromkeys((*self.cache.roots, *self.cache.missing)):
-            writer = self._writers.get(root)
+            writer = writers.get(root)
             if writer is None:
                 found.append(
                     {"path": str(root), "state": "left out", "problem": self._out.get(root, ""), "held_bytes": 0}
