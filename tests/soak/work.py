@@ -26,6 +26,7 @@ from soak.tally import Tally
 from soak.world import World
 from support.images import build_oci, busybox
 
+from floe.protos.gen.containerd.mount_pb2 import Mount
 from floe.store.errors import FloeError
 
 T = TypeVar("T")
@@ -334,7 +335,12 @@ class Containers(Worker):
 
     def _last_word(self, container: Container) -> str:
         """What its program wrote at its end, from the directory that containerd writes into for it."""
-        (mount,) = self.again("mounts of a container", lambda: self.world.snapshots.mounts(container.id))
+
+        def mounts() -> list[Mount]:  # containerd names snapshots NAMESPACE/NUMBER/KEY
+            (name,) = (name for name in self.world.snapshots.names() if name.rpartition("/")[2] == container.id)
+            return self.world.snapshots.mounts(name)
+
+        (mount,) = self.again("mounts of a container", mounts)
         upper = next(option for option in mount.options if option.startswith("upperdir="))
         written = Path(upper.partition("=")[2]) / "tmp" / "end"
 
