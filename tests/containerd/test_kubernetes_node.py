@@ -336,10 +336,10 @@ def watching(host):
     try:
         yield process
     finally:
-        (host / "go").touch()
         process.kill()
-        process.stdout.close()
         process.wait(10)
+        (host / "go").touch()  # for a sleep that it left, and no other one follows
+        process.stdout.close()
 
 
 def test_watch_says_ready_only_while_both_daemons_serve(host, watching):
