@@ -113,8 +113,7 @@ class Group(RuleBasedStateMachine):
         self.pinned = {pack_id: frames for pack_id, frames in self.pinned.items() if pack_id in others}
 
     def state(self, name):
-        with self.writer._lock:  # a directory that is being left out has packs until that is done
-            (disk,) = [disk for disk in self.writer.disks() if Path(disk["path"]).name == name]
+        (disk,) = [disk for disk in self.writer.disks() if Path(disk["path"]).name == name]
         return disk["state"]
 
     @rule(names=lists)
