@@ -117,7 +117,7 @@ def run_worker(settings: Settings) -> int:
                 "residency": found,
                 "completion": residency.states(found),
                 "cache": disks,
-                "cache_limit_bytes": sum(member.size or 0 for member in cache.members),
+                "cache_limit_bytes": cache.size or 0,
                 "pinned_packs": pinned.count(),
                 "damaged": damaged,
                 "waits": reader.waits(),

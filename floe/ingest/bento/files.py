@@ -19,14 +19,14 @@ from floe.ingest.chunker import changed, os_failure, shown
 from floe.ingest.oci.compression import decompress
 from floe.ingest.oci.derived import NewLayer
 from floe.ingest.oci.gzipped import GzipWriter, file_pieces
+from floe.ingest.oci.layers import OPAQUE_MARKER, WHITEOUT_PREFIX
 from floe.ingest.oci.media import Descriptor
 from floe.store.errors import BadInputError, UnavailableError
 from floe.store.nodes import Node
 
 OWNER = 1034  # BentoML's user and group: bentoml/_internal/container/generate.py, BENTO_UID_GID
 ENTRYPOINT = "env/docker/entrypoint.sh"
-_WHITEOUT = ".wh."
-_OPAQUE = ".wh..wh..opq"
+_OPAQUE = OPAQUE_MARKER.decode()
 _TIME = 0  # of directories above models
 _LEFT_OUT = frozenset({MODELS, HUB_MODELS})
 
@@ -145,7 +145,7 @@ def _walk(bento: Path) -> Iterator[tuple[Path, os.stat_result]]:
         for path in sorted(here.iterdir()):
             if here == bento and path.name in _LEFT_OUT:
                 continue
-            if path.name.startswith(_WHITEOUT):
+            if os.fsencode(path.name).startswith(WHITEOUT_PREFIX):
                 raise BadInputError(
                     f"{shown(os.fsencode(path))} would stand for a removed file in a layer", hint="give it another name"
                 )
