@@ -5,10 +5,10 @@ import hashlib
 
 import pytest
 from support.bento import COMMIT, BentoStore, hub_entry, hub_model, with_models
-from support.containerd import Containerd, each_version
-from support.floe_daemons import Daemons
+from support.containerd import each_version
 from support.floe_node import Node
 from support.images import add, build_oci, busybox
+from support.other_node import started
 from support.registry import running_registry
 
 ROOT = "/home/bentoml/bento"
@@ -46,18 +46,6 @@ def publish(node, bento, name):
     return target
 
 
-def started(stack, version, node, tmp_path, *, floe=True):
-    settings = {}
-    if floe:
-        environ = {key: node.environ[key] for key in ("FLOE_STORE", "FLOE_INDEX")}
-        daemons = Daemons(tmp_path / "h", environ)
-        stack.callback(daemons.close)
-        settings = {"snapshotter_address": daemons.address, "snapshotter_root": daemons.root}
-    daemon = Containerd(version, tmp_path, registries=(node.registry.host,), **settings)
-    stack.callback(daemon.stop)
-    return daemon.cri()
-
-
 def expected(node):
     """Path below the Bento -> content, of all that a container sees of models."""
     found = {
@@ -80,7 +68,7 @@ def expected(node):
 def test_a_container_of_a_bento_has_its_models(version, machine, tmp_path):
     target, other = publish(machine, "front", "front:v1"), publish(machine, "other", "other:v9")
     with contextlib.ExitStack() as stack:
-        cri = started(stack, version, machine, tmp_path)
+        cri = started(stack, version, machine, tmp_path)[0].cri()
         pod = cri.run_pod("bento")
         seen = []
         for reference in (target, other):
@@ -106,7 +94,7 @@ def test_a_container_of_a_bento_has_its_models(version, machine, tmp_path):
 def test_a_node_without_floe_starts_a_bento_and_says_what_is_missing(version, machine, tmp_path):
     target = publish(machine, "front", "front:v1")
     with contextlib.ExitStack() as stack:
-        cri = started(stack, version, machine, tmp_path, floe=False)
+        cri = started(stack, version, machine, tmp_path, floe=False)[0].cri()
         cri.pull(target)
         script = f"cd {ROOT}/models/shared; cat latest; ls 1; cat 1/README"
         code, text = cri.run(cri.run_pod("plain"), target, ["sh", "-c", script])
@@ -132,7 +120,7 @@ def test_attached_several_and_detached(version, machine, tmp_path):
     machine.floe("image", "attach", "--plain-http", source, both, *models)
     machine.floe("image", "detach", "--plain-http", both, one, "--model", "own")
     with contextlib.ExitStack() as stack:
-        cri = started(stack, version, machine, tmp_path)
+        cri = started(stack, version, machine, tmp_path)[0].cri()
         pod = cri.run_pod("app")
         seen = {}
         for reference in (both, one):

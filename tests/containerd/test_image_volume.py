@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.containerd import Containerd, each_version, versions
-from support.floe_daemons import Daemons
+from support.containerd import each_version, versions
 from support.floe_node import Node, wait_until
 from support.images import build_oci, busybox
+from support.other_node import started
 from support.registry import running_registry
 
 FILES = {"weights.bin": os.urandom(3_000_000), "sub/config.json": b'{"a": 1}'}
@@ -35,19 +35,6 @@ def machine(tmp_path):
         node.image = f"{node.registry.host}/models/weights:1"
         node.published = node.json("model", "publish", "--plain-http", "weights:1", node.image)
         yield node
-
-
-def started(stack, version, node, tmp_path, *, floe=True):
-    """A node of its own that starts what the other one published: its containerd, and its daemons."""
-    settings, daemons = {}, None
-    if floe:
-        environ = {key: node.environ[key] for key in ("FLOE_STORE", "FLOE_INDEX")}
-        daemons = Daemons(tmp_path / "h", environ)
-        stack.callback(daemons.close)
-        settings = {"snapshotter_address": daemons.address, "snapshotter_root": daemons.root}
-    daemon = Containerd(version, tmp_path, registries=(node.registry.host,), **settings)
-    stack.callback(daemon.stop)
-    return daemon, daemons
 
 
 def content(root):

@@ -8,21 +8,18 @@ import tarfile
 import pytest
 from support import images
 from support.registry import running_registry
+from support.somestore import memory_catalog
 
-from floe.ingest.model import push_model
 from floe.ingest.oci import source as sources
 from floe.ingest.oci.attach import attach
 from floe.ingest.oci.image import index_image
 from floe.ingest.oci.layout import LayoutTarget
 from floe.ingest.oci.opening import open_source
 from floe.store import layout
-from floe.store.catalog import Catalog
 from floe.store.erofs_reader import read_image
 from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError
 from floe.store.ids import ModelRef
-from floe.store.index import open_index
 from floe.store.nodes import find
-from floe.store.objects import open_store
 from floe.store.profiles import ProfileStore
 from floe.store.stub import ANNOTATION, MARKER, MODELS_AHEAD, Marker, parse_models_ahead
 from floe.store.treeobject import decode_tree
@@ -45,12 +42,7 @@ def base(tar):
 
 @pytest.fixture
 def catalog(tmp_path):
-    with contextlib.closing(Catalog(open_store("memory://"), open_index(None))) as made:
-        for ref, content in ((MODEL, b"weights" * 1000), (OTHER, b"others")):
-            directory = tmp_path / ref.name.replace("/", "-")
-            directory.mkdir()
-            (directory / "w.bin").write_bytes(content)
-            push_model(made, directory, ref, spool_dir=tmp_path)
+    with memory_catalog({MODEL: b"weights" * 1000, OTHER: b"others"}, tmp_path) as made:
         yield made
 
 

@@ -8,6 +8,7 @@ import tarfile
 import pytest
 from support import images
 from support.registry import Front, running_registry
+from support.somestore import memory_catalog
 
 from floe.ingest.model import push_model
 from floe.ingest.oci import source as sources
@@ -21,11 +22,8 @@ from floe.ingest.oci.modelimage import publish_model
 from floe.ingest.oci.opening import open_source
 from floe.ingest.oci.platforms import Platform
 from floe.ingest.oci.references import LayoutRef
-from floe.store.catalog import Catalog
 from floe.store.errors import AccessDeniedError, BadInputError, FloeError, NotFoundError
 from floe.store.ids import ModelRef
-from floe.store.index import open_index
-from floe.store.objects import open_store
 from floe.store.stub import ANNOTATION
 from floe.upkeep.gc import Collector
 
@@ -34,12 +32,7 @@ MODEL, OTHER = ModelRef.parse("org/model:1"), ModelRef.parse("other")
 
 @pytest.fixture
 def catalog(tmp_path):
-    with contextlib.closing(Catalog(open_store("memory://"), open_index(None))) as made:
-        for ref, content in ((MODEL, b"weights" * 1000), (OTHER, b"others")):
-            directory = tmp_path / ref.name.replace("/", "-")
-            directory.mkdir()
-            (directory / "w.bin").write_bytes(content)
-            push_model(made, directory, ref, spool_dir=tmp_path)
+    with memory_catalog({MODEL: b"weights" * 1000, OTHER: b"others"}, tmp_path) as made:
         yield made
 
 

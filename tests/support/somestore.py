@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import uuid
 
@@ -62,3 +63,15 @@ def push(catalog, directory, name):
 def everything(store):
     """Key -> content, but for times that change by looking."""
     return {info.key: bytes(store.get(info.key)) for info in store.list("")}
+
+
+@contextlib.contextmanager
+def memory_catalog(models, folder):
+    """A catalog in memory with these models, ref -> the content of their one file."""
+    with contextlib.closing(Catalog(open_store("memory://"), open_index(None))) as made:
+        for ref, content in models.items():
+            directory = folder / ref.name.replace("/", "-")
+            directory.mkdir()
+            (directory / "w.bin").write_bytes(content)
+            push_model(made, directory, ref, spool_dir=folder)
+        yield made
