@@ -24,6 +24,7 @@ from pathlib import Path
 import grpc
 
 from bench import command, data, servers, workloads
+from bench.floe_node import peak_memory
 from bench.native import run
 from bench.report import Results, percentile
 
@@ -100,7 +101,7 @@ class _Crowd:
             slowest.append({name: percentile(seconds, 0.99) for name, seconds in found.items()})
         results = Results(facts={"cores": os.cpu_count(), "trees mounted": len(trees), "readers": options.readers})
         results.facts["worker peak MiB"] = round(
-            _peak(int((self._daemons.run_dir / "worker.pid").read_text())) / MIB, 1
+            peak_memory(int((self._daemons.run_dir / "worker.pid").read_text())) / MIB, 1
         )
         results.add("reads of small files by 50 readers, median", middles, QUIET)
         results.add("reads of small files by 50 readers, p99", slowest, QUIET)
@@ -188,12 +189,6 @@ class _Crowd:
 
     def _floe(self, *arguments: str | Path) -> None:
         run(sys.executable, "-m", "floe", *arguments, env=self._daemons.environ)
-
-
-def _peak(pid: int) -> int:
-    """Peak resident bytes. Source: proc(5), VmHWM in /proc/pid/status."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

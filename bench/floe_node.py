@@ -111,9 +111,13 @@ class FloeNode:
         return int((self.run_dir / f"{process}.pid").read_text())
 
     def peak_memory(self, process: str) -> int:
-        """Peak resident bytes of `keeper` or `worker`. Source: proc(5), VmHWM in /proc/pid/status."""
-        pid = self.pid(process)
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-        raise SystemExit(f"bench: process {pid} has no VmHWM")
+        """Peak resident bytes of `keeper` or `worker`."""
+        return peak_memory(self.pid(process))
+
+
+def peak_memory(pid: int) -> int:
+    """The most bytes that a process had resident so far. Source: proc(5), VmHWM in /proc/pid/status."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise SystemExit(f"bench: process {pid} has no VmHWM")

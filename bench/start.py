@@ -128,7 +128,7 @@ class _Starts:
 
     def _overlayfs(self) -> Start:
         with self._containerd() as containerd:
-            return self._start(containerd, lambda: _content_bytes(containerd))
+            return self._start(containerd, lambda: content_bytes(containerd))
 
     def _soci(self) -> Start:
         home = self._home("soci")
@@ -150,7 +150,7 @@ class _Starts:
 
     def _floe(self, profiles: str) -> Start:
         with self._floe_node(profiles) as (daemons, containerd):
-            return self._start(containerd, lambda: _store_bytes(daemons) + _content_bytes(containerd))
+            return self._start(containerd, lambda: store_bytes(daemons) + content_bytes(containerd))
 
     # what they are measured with
 
@@ -168,7 +168,7 @@ class _Starts:
         lines = Path(cri.status(container).log_path).read_text().splitlines()
         if code or not any("first output" in line for line in lines):
             raise SystemExit("bench: the program failed:\n" + "\n".join(lines)[-2000:])
-        first = next(_seconds(line.split(" ", 1)[0]) for line in lines if "first output" in line)
+        first = next(seconds_of(line.split(" ", 1)[0]) for line in lines if "first output" in line)
         start = Start(pulled, first - began, time.time() - began, fetched=fetched() - before)
         begun = time.perf_counter()
         container = cri.run_container(pod, image, READ_ALL)
@@ -265,20 +265,21 @@ class _Starts:
         return folder
 
 
-def _content_bytes(containerd: Containerd) -> int:
+def content_bytes(containerd: Containerd) -> int:
     """Bytes of blobs that containerd downloaded."""
     blobs = containerd.root / "io.containerd.content.v1.content" / "blobs"
     return sum(path.stat().st_size for path in blobs.rglob("*") if path.is_file()) if blobs.exists() else 0
 
 
-def _store_bytes(daemons: Daemons) -> int:
+def store_bytes(daemons: Daemons) -> int:
     """Bytes that the node fetched from the store: pack data by the worker, trees and indexes by the snapshotter."""
     counters = daemons.json("status")["packfs"]["counters"]
     metadata = [*daemons.cache.glob("trees/*.erofs"), *daemons.cache.glob("packs/*/index")]
     return sum(counters[f"{s}_bytes"] for s in ("store", "readahead")) + sum(p.stat().st_size for p in metadata)
 
 
-def _seconds(stamp: str) -> float:
+def seconds_of(stamp: str) -> float:
+    """POSIX seconds of a time as containers' logs have it."""
     # RFC 3339 with nanoseconds, which Python before 3.11 does not parse.
     whole, _, rest = stamp.partition(".")
     zone = stamp[-6:] if stamp[-6] in "+-" else "+00:00"

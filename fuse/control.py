@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from floe.fuse.warming import Wish
 from floe.protos import packfs_control as wire
 from floe.store.errors import BadInputError, FloeError
 
@@ -26,6 +27,18 @@ class _Client:
         self.buffer = b""
 
 
+class Warms(Protocol):
+    """See Warming."""
+
+    def warm(self, name: str, wish: Wish) -> dict[str, Any]:
+        """Have an order worked on; how far it is."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """Give an order up."""
+        ...
+
+
 class ControlServer:
     """Answers on `<run_dir>/packfs.sock` from its own daemon thread until `close`."""
 
@@ -38,14 +51,18 @@ class ControlServer:
         mounted: Callable[[str, Sequence[str]], object] = lambda _tree, _packs: None,
         expected: Callable[[str, int], object] = lambda _tree, _nbytes: None,
         unexpected: Callable[[str], object] = lambda _tree: None,
-        started: Callable[[str, str, Sequence[str]], object] = lambda _key, _name, _trees: None,
+        started: Callable[[str, str, Sequence[str], str], object] = lambda _key, _name, _trees, _traceparent: None,
+        warming: Warms | None = None,
+        frames: Callable[[Sequence[str]], dict[str, Any]] = lambda _packs: {"packs": {}, "left": []},
     ) -> None:
+        self._warming = warming
         self._status = status
         self._inflight = inflight
         self._mounted = mounted
         self._expected = expected
         self._unexpected = unexpected
         self._started = started
+        self._frames = frames
         self._listener = _bind(run_dir)
         self._wake, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -137,8 +154,16 @@ class ControlServer:
             self._unexpected(str(request.get("tree")))
             return {}
         if op == wire.STARTED:
-            self._started(str(request.get("key")), str(request.get("name")), _texts(request, "trees"))
+            key, name, trace = (str(request.get(field, "")) for field in ("key", "name", "traceparent"))
+            self._started(key, name, _texts(request, "trees"), trace)
             return {}
+        if op == wire.WARM and self._warming is not None:
+            return self._warming.warm(str(request.get("name")), Wish.decode(request))
+        if op == wire.FORGET and self._warming is not None:
+            self._warming.forget(str(request.get("name")))
+            return {}
+        if op == wire.FRAMES:
+            return self._frames(_packs(request))
         raise BadInputError(f"unknown operation {op!r}")
 
 

@@ -13,6 +13,7 @@ ERRNO: dict[type[errors.FloeError], int] = {
     errors.FloeError: errno.EIO,
     errors.BadInputError: errno.EINVAL,
     errors.NotFoundError: errno.ENOENT,
+    errors.StoreMissingError: errno.ENOENT,
     errors.AlreadyExistsError: errno.EEXIST,
     errors.ConflictError: errno.EIO,
     errors.PreconditionError: errno.EIO,

@@ -145,6 +145,8 @@ class _Keeper:
         except (BusyError, UnsupportedError):
             self._owned.hand_back()
             raise
+        # Who starts us may have held it back until here; see install/systemd/floe-packfs.service. A worker inherits the mask.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         while True:
             self._heartbeat.beat()
             code = None

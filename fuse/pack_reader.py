@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from floe.fuse.framemaps import Touched, frames_of
 from floe.store.cache import Writer
 from floe.store.completion import Order
 from floe.store.fetcher import DAMAGE_MEMORY, Fetcher
@@ -67,15 +68,19 @@ class PackReader:
         self._local = threading.local()
         self._hits: list[_Hits] = []
         self._recorder = recorder or Recorder()
+        self.touched = Touched(lambda pack_id: frames_of(writer, pack_id))
 
     def lookup(self, pack_id: str) -> int | None:
         """Bytes of a pack's content, without the network; None when its index is not on this node."""
         return self._writer.cache.content_size(pack_id) if is_hexdigest(pack_id) else None
 
-    def read_cached_into(self, pack_id: str, offset: int, buffer: memoryview, *, wait: bool = True) -> bool:
+    def read_cached_into(
+        self, pack_id: str, offset: int, buffer: memoryview, *, wait: bool = True, told: bool = True
+    ) -> bool:
         """Fill `buffer` with content from `offset` on when all of it is in the cache and trusted; else False.
 
         With `wait=False` BlockingIOError when that would take the disk. While reads go around the disk, False for that.
+        `told=False`: the caller calls `answered`.
         """
         pack = self._packs.get(pack_id) or self._writer.pack(pack_id)
         if pack is None:
@@ -88,17 +93,19 @@ class PackReader:
         hits = self._hits_here()
         hits.requests += 1
         hits.bytes += len(buffer)
-        self._note(pack_id, offset, len(buffer))
+        if told:
+            self.answered(pack_id, offset, len(buffer))
         return True
 
-    def on_hand(self, pack_id: str, offset: int, length: int) -> list[Buffer] | None:
-        """Content that was fetched ahead and is still in memory, in order, when that is all of it."""
+    def on_hand(self, pack_id: str, offset: int, length: int, *, told: bool = True) -> list[Buffer] | None:
+        """Content that was fetched ahead and is still in memory, in order, when that is all of it. `told`: as above."""
         pieces = self._on_hand.pieces(pack_id, offset, length)
         if pieces is not None:
             hits = self._hits_here()
             hits.prefetched_requests += 1
             hits.prefetched_bytes += length
-            self._note(pack_id, offset, length)
+            if told:
+                self.answered(pack_id, offset, length)
         return pieces
 
     def _hits_here(self) -> _Hits:
@@ -109,10 +116,14 @@ class PackReader:
             self._hits.append(hits)
         return hits
 
-    def _note(self, pack_id: str, offset: int, length: int) -> None:
-        """Record a read where that is wanted, and tell the fetcher of one that it waits for to fetch further ahead."""
+    def answered(self, pack_id: str, offset: int, length: int) -> None:
+        """Record a read where that is wanted, and tell the fetcher of one that it waits for to fetch further ahead.
+
+        Nobody waits for that: it comes best when the reader has its answer.
+        """
         if pack_id in self._recorder.packs:
             self._recorder.note(pack_id, offset, length)
+        self.touched.note(pack_id, offset, length)
         for start, stop in self._marks.get(pack_id, ()):
             if offset < stop and start < offset + length:
                 self._marks.pop(pack_id, None)  # said once; the answer sets new ones
@@ -127,6 +138,7 @@ class PackReader:
         """
         if pack_id in self._recorder.packs:
             self._recorder.note(pack_id, offset, length)
+        self.touched.note(pack_id, offset, length)
         return self._fetcher.submit(pack_id, offset, length, done)
 
     def replay(self, runs: Iterable[Run], fetched: set[tuple[str, int]], *, later: bool = False) -> None:

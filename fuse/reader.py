@@ -59,3 +59,18 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Stop fetching and leave the cache consistent; outstanding reads end with CancelledError."""
+
+
+class LateReader(Reader, Protocol):
+    """A reader that notes what was read, and does so after the answer where the caller tells it then: nobody waits for notes."""
+
+    def read_cached_into(
+        self, pack_id: str, offset: int, buffer: memoryview, *, wait: bool = True, told: bool = True
+    ) -> bool:
+        """As `Reader.read_cached_into`; with `told=False` the caller calls `answered`."""
+
+    def on_hand(self, pack_id: str, offset: int, length: int, *, told: bool = True) -> list[Buffer] | None:
+        """As `Reader.on_hand`; `told` as above."""
+
+    def answered(self, pack_id: str, offset: int, length: int) -> None:
+        """A read has its answer."""

@@ -10,17 +10,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from cachetools import LRUCache
 
+from floe.fuse.held import FrameSizes, bytes_of, frame_counts, table_of
+from floe.fuse.joined import Completing
 from floe.fuse.pins import PolicyPins
 from floe.fuse.startup import Politely, image_of
 from floe.store.cache import Writer
 from floe.store.completion import DONE, Order
 from floe.store.erofs import read_device_table
 from floe.store.errors import FloeError, UnavailableError
-from floe.store.frames import FrameTable
 from floe.store.policy import ALWAYS, OFF, Policy, policy_for
 from floe.store.treecontent import Content, content_of, filled, whole_packs
 
@@ -40,14 +41,6 @@ class Mounted(NamedTuple):
 
     tree: str
     model: str | None
-
-
-class Completing(Protocol):
-    """See PackReader.complete."""
-
-    def complete(self, orders: Sequence[Order]) -> None:
-        """Fetch these."""
-        ...
 
 
 class _Tree:
@@ -177,7 +170,7 @@ class Residency:
         if tree.content is None and tree.completion != OFF:
             path = self._writer.cache.tree_path(tree.tree)
             if path is not None:
-                tree.content = content_of(image_of(path, tree.tree), _Sizes(self._writer), Politely(self._stopping))
+                tree.content = content_of(image_of(path, tree.tree), FrameSizes(self._writer), Politely(self._stopping))
 
     def _ask_source(self, tree: str) -> str | None:
         """The source of a tree. When the store did not tell one, the others of this look do not wait for it, too."""
@@ -209,8 +202,8 @@ class Residency:
 
     def _counts(self) -> dict[str, int]:
         """Frames, by pack, of the packs that trees refer to."""
-        packs = {pack for tree in self._trees.values() if tree.content is not None for pack in tree.content.masks}
-        return {pack_id: table.count for pack_id in packs if (table := _table(self._writer, pack_id)) is not None}
+        trees = self._trees.values()
+        return frame_counts(self._writer, (tree.content.masks for tree in trees if tree.content is not None))
 
     def _set_bounds(self) -> None:
         """Pins and shares of the models that are mounted; those of others stay until another tree of theirs is."""
@@ -311,45 +304,17 @@ class Residency:
             if size is None:
                 continue
             if pack is None:
-                table = _table(self._writer, pack_id)
+                table = table_of(self._writer, pack_id)
                 frame_size, present = (table.frame_size, 0) if table is not None else (size, 0)
             else:
                 bits = pack.bits
                 frame_size = bits.frame_size
                 present = int.from_bytes(bits.trusted, "little") | int.from_bytes(bits.suspect, "little")
             mask = masks.get(pack_id, (1 << -(-size // frame_size)) - 1)
-            content += _bytes_of(mask, frame_size, size)
-            here += _bytes_of(mask & present, frame_size, size)
+            content += bytes_of(mask, frame_size, size)
+            here += bytes_of(mask & present, frame_size, size)
         return content, here
-
-
-class _Sizes(dict[str, int]):
-    """Frame sizes by pack, looked up when they are asked for; 0 for packs that are not known here."""
-
-    def __init__(self, writer: Writer) -> None:
-        super().__init__()
-        self._writer = writer
-
-    def get(self, key: str, default: Any = 0) -> Any:
-        if key not in self:
-            table = _table(self._writer, key) if key else None
-            self[key] = default if table is None else table.frame_size
-        return self[key]
-
-
-def _table(writer: Writer, pack_id: str) -> FrameTable | None:
-    try:
-        return writer.table(pack_id)
-    except FloeError:  # the disk; who reads it is told
-        return None
 
 
 def _whose(tree: _Tree) -> str:
     return f" of model {tree.model}" if tree.model else ""
-
-
-def _bytes_of(mask: int, frame_size: int, size: int) -> int:
-    """Content bytes of the frames in `mask`, of a pack of `size` bytes."""
-    last = -(-size // frame_size) - 1
-    short = (last + 1) * frame_size - size if mask >> last & 1 else 0
-    return mask.bit_count() * frame_size - short

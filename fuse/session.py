@@ -31,7 +31,7 @@ from floe.fuse.errno_map import errno_of
 from floe.fuse.idle import IdleProcessors
 from floe.fuse.known import KnownPacks, NodeCollisionError
 from floe.fuse.lead import Lead
-from floe.fuse.reader import Done, Reader, Ticket
+from floe.fuse.reader import Done, LateReader, Ticket
 from floe.fuse.slots import Slots
 from floe.store.errors import FloeError
 from floe.store.ids import Buffer, is_hexdigest
@@ -67,7 +67,7 @@ class Session:
     """
 
     def __init__(
-        self, fuse_fd: int, slots: Slots, known: KnownPacks, reader: Reader, *, idle: IdleProcessors | None = None
+        self, fuse_fd: int, slots: Slots, known: KnownPacks, reader: LateReader, *, idle: IdleProcessors | None = None
     ) -> None:
         self._fd = fuse_fd
         self._slots = slots
@@ -310,7 +310,7 @@ class Session:
             if length > _SMALL_READ:
                 lead.give_up()
             parts: list[Buffer]
-            pieces = self._reader.on_hand(pack_id, offset, length)
+            pieces = self._reader.on_hand(pack_id, offset, length, told=False)
             if pieces is not None:
                 parts = [p.header(length, unique), *pieces]
             elif self._read_cached(pack_id, offset, buffer[p.OUT_BYTES : p.OUT_BYTES + length], lead):
@@ -332,16 +332,17 @@ class Session:
             return False
         self.read_bytes += length  # first: who has its answer finds it counted
         self._write(unique, parts)
+        self._reader.answered(pack_id, offset, length)
         return True
 
     def _read_cached(self, pack_id: str, offset: int, buffer: memoryview, lead: Lead) -> bool:
         if lead.held:
             try:
-                return self._reader.read_cached_into(pack_id, offset, buffer, wait=False)
+                return self._reader.read_cached_into(pack_id, offset, buffer, wait=False, told=False)
             except BlockingIOError:
                 pass  # from the disk, then, and with another leader
         lead.give_up()
-        return self._reader.read_cached_into(pack_id, offset, buffer)
+        return self._reader.read_cached_into(pack_id, offset, buffer, told=False)
 
     def _callback(self, read: _Read, length: int) -> Done:
         def done(result: Sequence[Buffer] | FloeError) -> None:

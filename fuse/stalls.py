@@ -20,6 +20,7 @@ from floe.store.errors import FloeError
 from floe.store.eventlog import EventLog
 from floe.store.filesat import files_at
 from floe.store.packindex import BLOCK
+from floe.store.threads import try_start
 from floe.store.waits import Stall
 
 _log = logging.getLogger(__name__)
@@ -80,8 +81,7 @@ class Stalls:
             if len(self._parts) < _PARTS_MAX:
                 self._parts.append(Wait(time.time() - stall.seconds, stall))
             if self._thread is None and not self._stopping.is_set():
-                self._thread = threading.Thread(target=self._run, name="floe-stalls", daemon=True)
-                self._thread.start()
+                self._thread = try_start("floe-stalls", self._run)
 
     def status(self) -> list[dict[str, Any]]:
         """The longest of the last ten minutes: seconds, cause, bytes, tree, and path where it is known, else pack and offset."""

@@ -28,6 +28,7 @@ from floe.store.profilepaths import Read, locate, touched
 from floe.store.profiles import ProfileStore
 from floe.store.recorder import Recorder, Recording
 from floe.store.replay import Run, plan
+from floe.store.threads import try_start
 
 _log = logging.getLogger(__name__)
 _LOOK_UPS = 4  # threads
@@ -116,8 +117,7 @@ class StartUp:
                 expected.mounted = True
                 recording.replayed = expected.replayed  # judged by what this start reads, too
             if self._watcher is None:
-                self._watcher = threading.Thread(target=self._watch, name="floe-record", daemon=True)
-                self._watcher.start()
+                self._watcher = try_start("floe-record", self._watch)
         self._want(recording)
 
     def expected(self, tree: str, nbytes: int) -> None:
@@ -148,9 +148,8 @@ class StartUp:
     def _want(self, wanted: Recording | _Expected) -> None:
         self._wanted.put(wanted)
         with self._lock:
-            if self._threads < _LOOK_UPS:
+            if self._threads < _LOOK_UPS and try_start("floe-profile", self._look_up) is not None:
                 self._threads += 1
-                threading.Thread(target=self._look_up, name="floe-profile", daemon=True).start()
 
     def close(self) -> None:
         """Tell the store what was recorded so far, if that is quickly done."""
@@ -211,9 +210,9 @@ class StartUp:
             yield from plan(self._frames_at(from_front(image, Politely(self._stopping))), self._frame_size, total)
 
     def _frames_safely(self, tree: str) -> list[tuple[str, int]]:
-        """See `_frames`; none when the store does not tell."""
+        """See `frames`; none when the store does not tell."""
         try:
-            return self._frames(tree)
+            return self.frames(tree)
         except NotFoundError as error:
             _log.debug("no start-up profile: %s", error)
         except (FloeError, OSError) as error:
@@ -223,8 +222,11 @@ class StartUp:
                 _log.exception("the profile of tree %s could not be replayed", tree)
         return []
 
-    def _frames(self, tree: str) -> list[tuple[str, int]]:
-        """What to fetch, in order: as the tree's own starts tell, by frames or by path, or else those of its source."""
+    def frames(self, tree: str) -> list[tuple[str, int]]:
+        """What a start of a tree needs, (pack id, frame) in order; empty without a profile.
+
+        As its own starts tell, by frames or by path, or else those of its source. Raises the store's errors, DamagedError, OSError.
+        """
         profile = self._profiles.of_tree(tree)
         if profile is None:
             return []
@@ -352,6 +354,6 @@ def _frames_of(recording: Recording, sizes: dict[str, int]) -> set[tuple[str, in
 
 def _reads(recording: Recording) -> Iterator[Read]:
     if recording.reads:
-        began = min(read.when for read in recording.reads)
+        began = min(when for *_, when in recording.reads)
         for pack_id, offset, length, when in recording.reads:
             yield Read(pack_id, offset, length, round((when - began) * 1000))

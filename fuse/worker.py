@@ -19,10 +19,10 @@ from typing import Any
 
 import floe
 from floe.fuse import descriptors, protocol
-from floe.fuse.control import ControlServer
+from floe.fuse.control import ControlServer, Warms
 from floe.fuse.idle import IdleProcessors
 from floe.fuse.known import KnownPacks
-from floe.fuse.reader import Reader
+from floe.fuse.reader import LateReader
 from floe.fuse.session import Session
 from floe.fuse.slots import Slots
 from floe.store import loglevel, process
@@ -38,7 +38,7 @@ class Worker:
     """One worker's parts, and what it says of itself."""
 
     def __init__(
-        self, run_dir: Path, reader: Reader, fuse_fd: int, slots_fd: int, *, busy_poll: bool, patience: float
+        self, run_dir: Path, reader: LateReader, fuse_fd: int, slots_fd: int, *, busy_poll: bool, patience: float
     ) -> None:
         """Claim the slots; BusyError while another worker serves."""
         self._reader = reader
@@ -156,7 +156,7 @@ class Worker:
 
 def run_worker(
     run_dir: Path,
-    reader: Reader,
+    reader: LateReader,
     *,
     threads: int = 4,
     busy_poll: bool = True,
@@ -164,14 +164,17 @@ def run_worker(
     mounted: Callable[[str, Sequence[str]], object] = lambda _tree, _packs: None,
     expected: Callable[[str, int], object] = lambda _tree, _nbytes: None,
     unexpected: Callable[[str], object] = lambda _tree: None,
-    started: Callable[[str, str, Sequence[str]], object] = lambda _key, _name, _trees: None,
+    started: Callable[[str, str, Sequence[str], str], object] = lambda _key, _name, _trees, _traceparent: None,
+    warming: Warms | None = None,
+    frames: Callable[[Sequence[str]], dict[str, Any]] = lambda _packs: {"packs": {}, "left": []},
     more_status: Callable[[], dict[str, Any]] = dict,
 ) -> int:
     """Serve the mount whose descriptors the keeper passed, until SIGTERM (0) or its end (EXIT_GONE).
 
     `busy_poll`: see session.py. `patience`: seconds within which `reader` answers, for the watchdog; 0: it does not say.
     `mounted` is told trees and their packs as they are mounted, `expected` trees that are going to be, and how many
-    bytes of them to fetch, `unexpected` those that are not after all, `started` what begins to use trees (see packfs_control.started). `more_status` adds to `Worker.status`.
+    bytes of them to fetch, `unexpected` those that are not after all, `started` what begins to use trees (see packfs_control.started).
+    `warming` takes warm orders. `frames`: see FrameMaps.answer. `more_status` adds to `Worker.status`.
     The caller closes `reader` afterwards; reads that this ends are not answered but left to the next worker.
     Called in the main thread. Errors in starting are logged and give an exit code too.
     """
@@ -224,6 +227,8 @@ def run_worker(
         expected=expected,
         unexpected=unexpected,
         started=started,
+        warming=warming,
+        frames=frames,
     )
     if ready_fd >= 0:
         _tell(ready_fd)

@@ -36,6 +36,9 @@ if [ "$profile" != demo ]; then
   # The server itself is in Debian's redis-tools, as redis-check-rdb; the package redis-server would only add the service.
   command -v redis-server >/dev/null || packages+=(redis-tools)
 fi
+if [ "$profile" = test ]; then
+  packages+=(chromium chromium-driver) # the page of floe ui is tried in a browser
+fi
 if [ "$profile" = boot ]; then
   packages+=(debootstrap qemu-system-x86 e2fsprogs)
 fi

@@ -5,4 +5,5 @@ cd "$(dirname "$0")/.."
 install/setup.sh test
 export PATH="$PWD/.venv/bin:$PATH:$PWD/.tools/host/usr/bin:$PWD/.tools/host/usr/sbin"
 make check
-exec .venv/bin/python -m pytest "$@"
+# Two at a time, file by file: more than half of the suite waits for disks, daemons and containers.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

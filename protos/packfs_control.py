@@ -10,6 +10,10 @@ objects, one a line; every request line gets exactly one reply line, in order.
     {"op": "expected", "tree": "<digest>", "bytes": 4096} -> {"ok": true}    see `expect`
     {"op": "unexpected", "tree": "<digest>"}    -> {"ok": true}    see `unexpect`
     {"op": "started", "key": "...", "name": "...", "trees": ["<digest>", ...]} -> {"ok": true}    see `started`
+    {"op": "warm", "name": "...", "trees": ["<digest>", ...], "profile": false, "pinned": false, "fetch": true, "deep": false}
+                                                -> {"ok": true, "state": "running", ...}    fuse/warming.py
+    {"op": "forget", "name": "..."}             -> {"ok": true}    likewise
+    {"op": "frames", "packs": ["<id>", ...]}    -> {"ok": true, "packs": {...}, "left": ["<id>", ...]}    see `frames`
     anything else                               -> {"ok": false, "error": "...", "hint": "..."}
 
 The socket outlives its server: while one worker is being replaced by the next (some 0.3 s), or while a
@@ -32,8 +36,10 @@ from floe.store.errors import BadInputError, FloeError, UnavailableError
 
 SOCKET_NAME = "packfs.sock"
 MAX_LINE = 1 << 20  # bytes; a tree has at most 256 packs, whose ids make 17 KiB
+_PACKS_ASKED = 4096  # at once, of ids of 67 bytes each
 PING, STATUS, INFLIGHT, MOUNTED = "ping", "status", "inflight", "mounted"
-EXPECTED, UNEXPECTED, STARTED = "expected", "unexpected", "started"
+EXPECTED, UNEXPECTED, STARTED, FRAMES = "expected", "unexpected", "started", "frames"
+WARM, FORGET = "warm", "forget"
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -63,12 +69,13 @@ def unexpect(run_dir: Path, tree: str) -> None:
     _say(run_dir, {"op": UNEXPECTED, "tree": tree})
 
 
-def started(run_dir: Path, key: str, name: str, trees: Iterable[str]) -> None:
+def started(run_dir: Path, key: str, name: str, trees: Iterable[str], traceparent: str = "") -> None:
     """Tell the worker that `key`, a container or a mountpoint, is about to read from `trees`, which are mounted.
 
-    `name` is its image's or its model's, "" when unknown. As for `announce`, no answer is waited for, and nothing is raised.
+    `name` is its image's or its model's, `traceparent` the trace that it belongs to, "" when unknown. As for `announce`, no answer is waited for, and nothing is raised.
     """
-    _say(run_dir, {"op": STARTED, "key": key, "name": name, "trees": list(trees)})
+    named = {"traceparent": traceparent} if traceparent else {}
+    _say(run_dir, {"op": STARTED, "key": key, "name": name, "trees": list(trees), **named})
 
 
 def _say(run_dir: Path, message: dict[str, Any]) -> None:
@@ -118,6 +125,42 @@ class PackfsClient:
         """
         reply = self._call({"op": INFLIGHT, "packs": list(pack_ids)})
         return int(reply["inflight"]), frozenset(map(int, reply.get("reads", ())))
+
+    def warm(
+        self,
+        name: str,
+        trees: Iterable[str],
+        *,
+        profile: bool = False,
+        pinned: bool = False,
+        fetch: bool = True,
+        deep: bool = False,
+    ) -> dict[str, Any]:
+        """Have trees that are on this node, with their packs' indexes, brought into the cache, and see how far that is.
+
+        To be asked again and again: `Warming.warm` in fuse/warming.py has the answer's keys, `Wish` the rest. FloeError when the worker
+        does not know how, being of an earlier version.
+        """
+        flags = {"profile": profile, "pinned": pinned, "fetch": fetch, "deep": deep}
+        return self._call({"op": WARM, "name": name, "trees": list(trees), **flags})
+
+    def forget(self, name: str) -> None:
+        """Give up what `warm` began under that name."""
+        self._call({"op": FORGET, "name": name})
+
+    def frames(self, pack_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Maps of packs by their ids, as fuse/framemaps.py describes them; packs that are not known here have none."""
+        found: dict[str, dict[str, Any]] = {}
+        left = list(pack_ids)
+        while left:
+            asked, later = left[:_PACKS_ASKED], left[_PACKS_ASKED:]
+            reply = self._call({"op": FRAMES, "packs": asked})
+            found.update(reply["packs"])
+            unanswered = list(reply["left"])
+            if len(unanswered) >= len(asked):
+                raise UnavailableError("the pack filesystem answers for none of the packs it is asked for")
+            left = [*unanswered, *later]
+        return found
 
     def _call(self, request: dict[str, Any]) -> dict[str, Any]:
         path = self._run_dir / SOCKET_NAME

@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 CLOSED, OPEN, PROBING = "closed", "open", "probing"
+STATES = (CLOSED, OPEN, PROBING)
+"""All may ask; nobody may; one asks, or whoever comes next may."""
 
 
 class Breaker:
@@ -22,18 +24,18 @@ class Breaker:
 
     @property
     def state(self) -> str:
-        """CLOSED, OPEN or PROBING."""
+        """One of STATES. Nothing asks by itself: without callers it is OPEN for `cool_down` seconds, and PROBING from then on."""
         with self._lock:
             if self._opened is None:
                 return CLOSED
-            return PROBING if self._probing else OPEN
+            return OPEN if not self._probing and self._cools_down(self._opened) else PROBING
 
     def allow(self) -> bool:
         """Whether to try now. Who was allowed says `succeeded`, `failed` or `undecided` afterwards."""
         with self._lock:
             if self._opened is None:
                 return True
-            if self._probing or self._clock() - self._opened < self._cool_down:
+            if self._probing or self._cools_down(self._opened):
                 return False
             self._probing = True
             return True
@@ -54,6 +56,9 @@ class Breaker:
         """What was tried failed for a reason of this node's: the next caller may try."""
         with self._lock:
             self._probing = False
+
+    def _cools_down(self, opened: float) -> bool:
+        return self._clock() - opened < self._cool_down
 
 
 class Budgets:

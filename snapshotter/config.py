@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from floe.rpc.sockets import check_address
 from floe.store.errors import BadInputError
 
 UNPACK, ERROR = "unpack", "error"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-# sun_path holds 108 bytes, the last of them NUL (unix(7)).
-_SOCKET_PATH_MAX = 107
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class SnapshotterConfig:
     `prefetch_at_prepare`: bytes of a model's content to fetch from its image's first Prepare on where no profile knows
     better; 0: nothing of models is fetched before they are read.
     `mounter` and `loop`: see floe.mount.mounter.TreeMounter.
+    `otlp_endpoint`: see floe.store.spans.endpoint_of.
     `metrics_address` is a unix socket or loopback HOST:PORT, None for no metrics.
     """
 
@@ -43,6 +43,7 @@ class SnapshotterConfig:
     loop: str = "auto"
     log_level: str = "info"
     metrics_address: str | None = None
+    otlp_endpoint: str | None = None
 
     def check(self) -> None:
         """BadInputError for settings that cannot work together."""
@@ -52,11 +53,7 @@ class SnapshotterConfig:
             raise BadInputError(f"prepare_timeout is {self.prepare_timeout}", hint="use a number of seconds above 0")
         if self.log_level not in LOG_LEVELS:
             raise BadInputError(f"log_level is {self.log_level!r}", hint=f"use one of {', '.join(LOG_LEVELS)}")
-        if len(str(self.address).encode()) > _SOCKET_PATH_MAX:
-            raise BadInputError(
-                f"the socket path {self.address} is longer than the {_SOCKET_PATH_MAX} bytes a unix socket may have",
-                hint="choose a shorter address",
-            )
+        check_address(self.address)
         if ":" in str(self.root) or "," in str(self.root):
             raise BadInputError(
                 f"root {self.root} holds ':' or ',', which separate overlay's lower directories and mount options",

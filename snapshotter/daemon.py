@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
 from typing import Any
 
 from floe import __version__
+from floe.snapshotter import breaker, service
 from floe.snapshotter.config import SnapshotterConfig
 from floe.snapshotter.lazylayers import LazyLayers
 from floe.snapshotter.schema import Snapshot
-from floe.snapshotter.service import Server
 from floe.snapshotter.snapshotter import Snapshotter
 from floe.snapshotter.statussocket import StatusSocket
 from floe.snapshotter.storelayers import open_layers
@@ -24,6 +23,8 @@ from floe.store.exposition import COUNTER, GAUGE, HISTOGRAM, Metric, MetricsServ
 from floe.store.index.measured import STATES
 from floe.store.loglevel import Follower
 from floe.store.process import Heartbeat, harden, own_directory, refuse_own_mount, sd_notify
+from floe.store.spans import spans_to
+from floe.store.stopsignal import stop_signal
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def serve(config: SnapshotterConfig) -> int:
     with own_directory(config.root, "snapshotter"), own_directory(config.run_dir, "snapshotter"):
         for problem in harden():
             log.warning("%s", problem)
-        run(config, open_layers(config), _stop_signal())
+        run(config, open_layers(config), stop_signal())
     return 0
 
 
@@ -53,14 +54,17 @@ def run(config: SnapshotterConfig, layers: LazyLayers, stop: threading.Event) ->
     """
     with ExitStack() as stack:
         stack.enter_context(closing(Follower(config.run_dir)))
-        events = stack.enter_context(closing(EventLog(config.run_dir, "snapshotter")))
+        spans = spans_to(config.otlp_endpoint, "snapshotter", version=__version__)
+        if spans is not None:
+            stack.callback(spans.close)
+        events = stack.enter_context(closing(EventLog(config.run_dir, "snapshotter", spans=spans)))
         events.add("snapshotter", pid=os.getpid(), version=__version__)
         snapshotter = Snapshotter(config, layers, events.add)
         stack.callback(snapshotter.close)
         failed = snapshotter.start()
         if config.metrics_address is not None:
             stack.callback(MetricsServer(config.metrics_address, lambda: _exposition(snapshotter)).close)
-        server = Server(config.address, snapshotter)
+        server = service.server(config.address, snapshotter)
         server.start()
         aside = threading.Thread(target=_in_background, args=(snapshotter, failed, stop), name="tidy", daemon=True)
         aside.start()
@@ -80,28 +84,6 @@ def run(config: SnapshotterConfig, layers: LazyLayers, stop: threading.Event) ->
             heartbeat.beat()
         sd_notify("STOPPING=1")
         log.info("stopping; mounts stay as they are")
-
-
-def _stop_signal() -> threading.Event:
-    """An event that SIGTERM and SIGINT set.
-
-    A thread reads of them from a pipe. Handlers of Python's would run in the main thread, and only when it comes back
-    from the event it waits for: a signal that arrives just before, or at another thread, was missed until the next one
-    (seen); one that arrives while the main thread holds the event's lock would wait for it for ever.
-    """
-    stop = threading.Event()
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-
-    def tell() -> None:
-        os.read(reader, 1)
-        stop.set()
-
-    threading.Thread(target=tell, name="signals", daemon=True).start()
-    return stop
 
 
 def _in_background(snapshotter: Snapshotter, failed: list[Snapshot], stop: threading.Event) -> None:
@@ -127,7 +109,8 @@ def _exposition(snapshotter: Snapshotter) -> Iterable[Metric]:
     yield by("kind", "snapshots", "Snapshots by kind; lazy ones are committed.", GAUGE, figures.snapshots)
     yield by("reason", "fallbacks", "Layers unpacked the ordinary way.", COUNTER, figures.fallbacks)
     yield by("event", "events", "Lazy layers served, refusals, cleanups put off.", COUNTER, figures.counters)
-    yield by("state", "breaker", "1 for the state of the circuit breaker.", GAUGE, {figures.breaker: 1})
+    states = {state: int(state == figures.breaker) for state in breaker.STATES}
+    yield by("state", "breaker", "1 for the state of the circuit breaker.", GAUGE, states)
     yield Metric("floe_snapshotter_mounts", "Trees bound for snapshots.", GAUGE, (), {(): figures.mounts})
     yield Metric(
         "floe_snapshotter_remount_failures",
@@ -136,6 +119,8 @@ def _exposition(snapshotter: Snapshotter) -> Iterable[Metric]:
         (),
         {(): figures.remount_failures},
     )
+    text = "Of these, trees that still are not mounted."
+    yield Metric("floe_snapshotter_unmounted_trees", text, GAUGE, (), {(): figures.unmounted})
     text = "How long Prepare took, by what came of it."
     yield Metric("floe_snapshotter_prepare_seconds", text, HISTOGRAM, ("outcome",), distributions(figures.prepares))
     yield from _index(figures.index)

@@ -161,7 +161,8 @@ class Directories:
             data = _read_inside(upper, MARKER)
             if data is None:
                 return None
-            return Marker.decode(data, f"{MARKER} in snapshot {snapshot_id}").tree, _is_stub_alone(upper)
+            marker = Marker.decode(data, f"{MARKER} in snapshot {snapshot_id}")
+            return marker.tree, _is_stub_alone(upper, marker)
         except (DamagedError, UnsupportedError, OSError) as error:
             log.warning("snapshot %d holds a model marker that cannot be used: %s", snapshot_id, error)
             return None
@@ -194,15 +195,18 @@ def _read_inside(root: Path, relative: str) -> bytes | None:
         os.close(directory)
 
 
-def _is_stub_alone(root: Path) -> bool:
+def _is_stub_alone(root: Path, marker: Marker) -> bool:
+    """Whether nothing but the stub's own files is there: of a layer that counts as a stub, a container sees the model alone."""
+    own = {f"{root}/{MARKER}", f"{root}{marker.path.rstrip('/')}/README"}
     count = 0
-    for directory, _, files in os.walk(root):
+    for directory, folders, files in os.walk(root):
         for name in files:
-            found = os.lstat(os.path.join(directory, name))  # noqa: PTH118  # os.walk speaks text
-            if not stat.S_ISREG(found.st_mode) or found.st_size > _STUB_FILE_MAX:
+            path = f"{directory}/{name}"
+            found = os.lstat(path)
+            if path not in own or not stat.S_ISREG(found.st_mode) or found.st_size > _STUB_FILE_MAX:
                 return False
         count += 1 + len(files)
-        if count > _STUB_ENTRIES:
+        if count > _STUB_ENTRIES or any(stat.S_ISLNK(os.lstat(f"{directory}/{name}").st_mode) for name in folders):
             return False
     return True
 

@@ -65,12 +65,18 @@ class LazyMounts:
         self._lock = threading.Lock()
         self._turns: Turns[int] = Turns("snapshot")
         self._present: dict[int, float] = {}
+        self._unmounted: set[int] = set()
         self.remount_failures = 0
 
     def count(self) -> int:
         """How many binds are in place."""
         with self._lock:
             return len(self._present)
+
+    def unmounted(self) -> frozenset[int]:
+        """Ids of snapshots whose trees could not be mounted again at start, and are not since."""
+        with self._lock:
+            return frozenset(self._unmounted)
 
     def target(self, snapshot: Snapshot) -> Path:
         """Where the snapshot's tree is bound."""
@@ -95,6 +101,7 @@ class LazyMounts:
         with self._turns.take(snapshot.id):
             with self._lock:
                 self._present.pop(snapshot.id, None)
+                self._unmounted.discard(snapshot.id)
             self._layers.unbind(self.target(snapshot))
             self._layers.release(tree, owner(snapshot))
 
@@ -176,6 +183,8 @@ class LazyMounts:
                 given_up[0].name,
                 START_TIME,
             )
+        with self._lock:
+            self._unmounted.update(snapshot.id for snapshot in (*failed, *given_up))
         return failed + given_up
 
     def _settled(self, snapshot: Snapshot, tree: str, mounted: set[str], until: float) -> bool:
@@ -220,6 +229,7 @@ class LazyMounts:
     def _seen(self, snapshot_id: int) -> None:
         with self._lock:
             self._present[snapshot_id] = self._clock()
+            self._unmounted.discard(snapshot_id)
 
 
 def _mount_points() -> set[str]:

@@ -6,7 +6,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
+
+from floe.store.errors import UnavailableError
+from floe.store.threads import try_start
 
 T = TypeVar("T")
 
@@ -31,8 +35,19 @@ class LookUps:
             if self._threads == self._most:
                 return future
             self._threads += 1
-        threading.Thread(target=self._run, name="look-up", daemon=True).start()
+        if try_start("look-up", self._run) is None:
+            self._without_thread(future, work)
         return future
+
+    def _without_thread(self, future: Future[Any], work: Callable[[], Any]) -> None:
+        """The threads that are there will do it; where there are none, it fails, and the next call tries to start one."""
+        with self._lock:
+            self._threads -= 1
+            if self._threads:
+                return
+            with suppress(ValueError):
+                self._waiting.remove((future, work))
+        future.set_exception(UnavailableError("no thread can be started to ask the store"))
 
     def _run(self) -> None:
         while True:

@@ -79,7 +79,12 @@ class ModelsAhead:
                 del self._begun[next(iter(self._begun))]
             self._begun[tree] = token
         self._count("models_ahead")
-        self._fetches.start(lambda: self._fetch(tree, token))
+        future = self._fetches.start(lambda: self._fetch(tree, token))
+        # `_fetch` itself raises nothing: no thread could be started then.
+        if future.done() and future.exception() is not None:
+            with self._lock:
+                self._begun.pop(tree, None)
+            return False
         return True
 
     def _drop(self, trees: Sequence[str]) -> None:

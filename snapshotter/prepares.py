@@ -11,6 +11,8 @@ from typing import Any
 from floe.snapshotter.metastore import REF
 from floe.store.errors import AlreadyExistsError
 from floe.store.histogram import Histogram
+from floe.store.spans import TRACEPARENT, trace_hex
+from floe.store.stub import ANNOTATION
 
 # Set by containerd's CRI, and by its transfer service, at every layer of an image.
 IMAGE = "containerd.io/snapshot/cri.image-ref"
@@ -33,6 +35,7 @@ class Prepares:
         """A Prepare, while the block runs; what `note` says in this thread is of it."""
         noted: dict[str, Any] = {}
         self._local.noted = noted
+        self._local.trace = trace_hex(key, TRACEPARENT.get())
         at, started = time.time(), time.monotonic()
         outcome, detail = UNPACKED if labels.get(REF) else CONTAINER, ""
         try:
@@ -44,10 +47,17 @@ class Prepares:
             outcome, detail = REFUSED, str(error)
             raise
         finally:
+            self._local.trace = None
             seconds = time.monotonic() - started
             with self._lock:
                 self._seconds[outcome].add(seconds)
-            said = {"chain": labels.get(REF, ""), "image": labels.get(IMAGE, ""), "detail": detail, **noted}
+            said = {
+                "chain": labels.get(REF, ""),
+                "image": labels.get(IMAGE, ""),
+                "detail": detail,
+                "traceparent": TRACEPARENT.get(),
+                **noted,
+            }
             self._told(
                 "prepare",
                 at=at,
@@ -63,6 +73,12 @@ class Prepares:
         noted = getattr(self._local, "noted", None)
         if noted is not None:
             noted.update(fields)
+
+    def about(self, labels: Mapping[str, str], **more: str) -> dict[str, str]:
+        """What a line of the log is about, as fields: the Prepare under way in this thread, which has these labels."""
+        found = {"layer": labels.get(REF), "image": labels.get(IMAGE), "model": labels.get(ANNOTATION), **more}
+        found["trace"] = getattr(self._local, "trace", None)
+        return {name: value for name, value in found.items() if value}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:

@@ -64,6 +64,8 @@ log = logging.getLogger(__name__)
 
 # containerd's limit for a label's key and value together, in bytes (labels/validate.go).
 LABEL_MAX = 4096
+# What is counted besides fallbacks. All are told from the start on: what appears with its first event shows no increase.
+EVENTS = ("lazy", "models_ahead", "refused", "cleanup_busy", "cleanup_failed")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Figures:
 
     `snapshots` counts them by kind (active, view, committed, lazy; lazy ones are not among the committed), `fallbacks`
     the layers unpacked the ordinary way by reason, `counters` other events since the start. `breaker` is its state,
-    `mounts` how many trees are bound for snapshots, `trusted_keys` the ids of the keys whose signatures count, `index` how
+    `mounts` how many trees are bound for snapshots, `remount_failures` how many could not be at the start, `unmounted` how
+    many of these still are not, `trusted_keys` the ids of the keys whose signatures count, `index` how
     the index answers (LazyLayers.index_status), `prepares` how long Prepare took (Prepares.status).
     """
 
@@ -85,6 +88,7 @@ class Figures:
     trusted_keys: tuple[str, ...] = ()
     index: Mapping[str, Any] = field(default_factory=dict)
     prepares: Mapping[str, Any] = field(default_factory=dict)
+    unmounted: int = 0
 
 
 class Snapshotter:
@@ -115,7 +119,7 @@ class Snapshotter:
         self._store_gate = Gate(MAX_WAITING, "the store")
         self._tree_gate = Gate(MAX_WAITING, "trees")
         self._fallbacks: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
-        self._counters: Counter[str] = Counter()
+        self._counters: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
         self._ahead = ModelsAhead(layers, config.prefetch_at_prepare, living=self._meta.walk, count=self._count)
         self._measures = Measures(self._meta, self._directories, layers)
         self._cleaner = Cleaner(
@@ -170,7 +174,7 @@ class Snapshotter:
             if chain:
                 remaining = self._prepare_lazy(chain, parent_id, labels, model)
             elif model is not None and (missed := self._fetch_model(model)) is not None:
-                self._refuse(f"model tree {model} cannot be had", missed)
+                self._refuse(f"model tree {model} cannot be had", missed, labels)
             made = self._create(Kind.ACTIVE, key, parent, labels, model=model)
             if remaining is not None:
                 self.resolver.budgets.keep(made.id, remaining)
@@ -186,6 +190,12 @@ class Snapshotter:
         if trees:
             image = next((below.labels[IMAGE] for below in chain if IMAGE in below.labels), "")
             self._prepares.note(trees=trees, image=image)
+            log.info(
+                "container %s is about to start over %d trees",
+                made.name,
+                len(trees),
+                extra=self._prepares.about(made.labels, image=image),
+            )
             self._layers.started(made.name, image, trees)
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
@@ -259,8 +269,10 @@ class Snapshotter:
     def metrics(self) -> Figures:
         """How the snapshotter is."""
         counts = {"active": 0, "view": 0, "committed": 0, "lazy": 0}
+        failed, unmounted = self.lazy.unmounted(), 0
         for found in self._meta.walk():
             counts["lazy" if found.tree else found.kind.label] += 1
+            unmounted += found.id in failed  # those alone that still live
         with self._lock:
             fallbacks, counters = dict(self._fallbacks), dict(self._counters)
         return Figures(
@@ -273,6 +285,7 @@ class Snapshotter:
             self._layers.trusted,
             self._layers.index_status(),
             self._prepares.status(),
+            unmounted,
         )
 
     # -- lazy layers -----------------------------------------------------------------------------------------------
@@ -289,15 +302,17 @@ class Snapshotter:
                 self._check_not_there(chain, parent)
                 found, remaining = self._try_lazy(chain, parent, labels, model)
         if model is not None:
-            self._refuse(f"model tree {model} cannot be mounted", found)
+            self._refuse(f"model tree {model} cannot be mounted", found, labels)
         # What nobody signed is as good as not indexed: that is no failure of the store.
         failed = found.error is not None and found.reason != UNTRUSTED
         if self._config.on_store_error == ERROR and failed:
-            self._refuse(f"layer {chain} cannot be had lazily and on_store_error is {ERROR!r}", found)
+            self._refuse(f"layer {chain} cannot be had lazily and on_store_error is {ERROR!r}", found, labels)
         with self._lock:
             self._fallbacks[found.reason] += 1
         self._prepares.note(reason=found.reason, detail=str(found.error or ""))
-        log.warning("layer %s is unpacked the ordinary way, reason %s", chain, found, extra=_about(chain, labels))
+        log.warning(
+            "layer %s is unpacked the ordinary way, reason %s", chain, found, extra=self._prepares.about(labels)
+        )
         return remaining
 
     def _check_not_there(self, chain: str, parent: int) -> None:
@@ -352,13 +367,13 @@ class Snapshotter:
             chain,
             tree,
             made.name,
-            extra={**_about(chain, labels), "tree": tree},
+            extra=self._prepares.about(labels, tree=tree),
         )
         raise AlreadyExistsError(f"layer {chain} is there now, lazily")
 
-    def _refuse(self, what: str, missed: Missed) -> NoReturn:
+    def _refuse(self, what: str, missed: Missed, labels: Mapping[str, str]) -> NoReturn:
         self._count("refused")
-        log.warning("%s: %s", what, missed)
+        log.warning("%s: %s", what, missed, extra=self._prepares.about(labels))
         if missed.error is not None and missed.reason == UNTRUSTED:
             raise UntrustedError(f"{what}: {missed.error}", hint=missed.error.hint)
         raise UnavailableError(f"{what}: {missed}", hint=missed.error.hint if missed.error else "")
@@ -434,7 +449,11 @@ class Snapshotter:
             return
         found = (active.model, True) if active.model is not None else self._directories.find_stub(active.id)
         if found is not None and (missed := self.resolver.vouch(found[0])) is not None:
-            self._refuse(f"model tree {found[0]}, which layer {active.name!r} stands for, cannot be mounted", missed)
+            self._refuse(
+                f"model tree {found[0]}, which layer {active.name!r} stands for, cannot be mounted",
+                missed,
+                active.labels,
+            )
 
     def _count(self, name: str) -> None:
         with self._lock:
@@ -446,11 +465,6 @@ def check_labels(labels: Mapping[str, str]) -> None:
     for key, value in labels.items():
         if len(key.encode()) + len(value.encode()) > LABEL_MAX:
             raise BadInputError(f"label {key[:64]!r} and its value are longer than {LABEL_MAX} bytes")
-
-
-def _about(chain: str, labels: Mapping[str, str]) -> dict[str, str]:
-    """What a line of the log is about, as fields."""
-    return {"layer": chain, **({"image": labels[IMAGE]} if IMAGE in labels else {})}
 
 
 def _mount_reason(error: FloeError) -> str:

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from floe import __version__
+from floe.rpc.sockets import refuse_live_socket
 from floe.snapshotter.directories import translated
 from floe.snapshotter.snapshotter import Figures
-from floe.snapshotter.sockets import refuse_live_socket
 from floe.store import loglevel
 from floe.store.process import accept
 

@@ -27,6 +27,7 @@ from floe.store.keyfiles import load_trust
 from floe.store.objects import open_store
 from floe.store.objects.retry import RetryingStore
 from floe.store.process import is_alive
+from floe.store.spans import TRACEPARENT
 from floe.store.trees import LocalTree, TreeStore
 from floe.store.vouching import Vouching
 
@@ -112,7 +113,7 @@ class StoreLayers:
 
     def started(self, key: str, name: str, trees: Sequence[str]) -> None:
         """Tell the pack filesystem."""
-        packfs_control.started(self._mounter.run_dir, key, name, trees)
+        packfs_control.started(self._mounter.run_dir, key, name, trees, TRACEPARENT.get())
 
     def index_status(self) -> Mapping[str, Any]:
         """As measured since the start."""

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from floe.cli import output, signatures
 from floe.cli.context import make_spool, open_catalog
 from floe.cli.names import parse_model, parse_placed_model, parse_tagged
-from floe.cli.options import PUSHING, SIGNING, Commands, add_command, add_json, add_settings, settings_of
+from floe.cli.options import (
+    PUSHING,
+    SIGNING,
+    Commands,
+    add_command,
+    add_json,
+    add_plain_http,
+    add_platform,
+    add_settings,
+    settings_of,
+)
 from floe.cli.sizes import Size, format_size
 from floe.store.errors import BadInputError
 
@@ -51,9 +61,9 @@ def add_parser(below: Commands, sources: str) -> None:
         help="make a directory of SOURCE's own layers a model, and attach it there; may be given several times",
     )
     for parser in (attach, detach):
-        parser.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
+        add_platform(parser)
         add_settings(parser, "registry_config")
-        add_plain_http(parser)
+        add_plain_http(parser, "source", "target")
         add_json(parser)
     add_settings(attach, *SIGNING)
     add_settings(detach, *PUSHING)
@@ -61,18 +71,10 @@ def add_parser(below: Commands, sources: str) -> None:
     weights.add_argument("source", metavar="SOURCE", help=sources)
     text = f"what counts as large ({_LARGE})"
     weights.add_argument("--min-size", metavar="SIZE", default=_LARGE, help=text)
-    weights.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
-    weights.add_argument("--plain-http", action="store_true", help="talk to the registry without TLS")
+    add_platform(weights)
+    add_plain_http(weights)
     add_settings(weights, "registry_config")
     add_json(weights)
-
-
-def add_plain_http(parser: argparse.ArgumentParser) -> None:
-    """--plain-http, of both sides and of each."""
-    parser.add_argument("--plain-http", action="store_true", help="talk to both registries without TLS")
-    for side in ("source", "target"):
-        text = f"talk to {side.upper()}'s registry without TLS"
-        parser.add_argument(f"--{side}-plain-http", action="store_true", help=text)
 
 
 def run_attach(args: argparse.Namespace) -> int:
@@ -155,7 +157,10 @@ def run_weights(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     from floe.ingest.oci.weights import find_weights  # noqa: PLC0415 - lazy: keeps --help fast
 
-    with open_catalog(settings) as catalog:
+    with (
+        open_catalog(settings) as catalog,
+        output.progress(f"read {args.source}", wanted=not args.json) as progress,
+    ):
         found = find_weights(
             catalog,
             args.source,
@@ -163,6 +168,7 @@ def run_weights(args: argparse.Namespace) -> int:
             platform=args.platform,
             plain_http=args.plain_http,
             registry_config=settings.registry_config,
+            progress=progress,
         )
     if args.json:
         output.print_json([{"path": one.path, "files": one.files, "size_bytes": one.size} for one in found])

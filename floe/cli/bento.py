@@ -19,6 +19,8 @@ from floe.cli.options import (
     add_command,
     add_commands,
     add_json,
+    add_plain_http,
+    add_platform,
     add_settings,
     add_verify,
     settings_of,
@@ -49,14 +51,8 @@ def add_parser(commands: Commands) -> None:
     text = "build upon this image, which has Python and the Bento's packages, instead of by the Bento's Dockerfile"
     way.add_argument("--base", metavar="IMAGE", help=text)
     way.add_argument("--builder", choices=_BUILDERS, help="what runs the Bento's Dockerfile (the first that is there)")
-    image.add_argument(
-        "--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of the image, or of a multi-platform base"
-    )
-    image.add_argument("--plain-http", action="store_true", help="talk to registries without TLS")
-    for side in ("base", "target"):
-        image.add_argument(
-            f"--{side}-plain-http", action="store_true", help=f"talk to {side.upper()}'s registry without TLS"
-        )
+    add_platform(image, "of the image, or of a multi-platform base")
+    add_plain_http(image, "base", "target")
     for parser in (push, image):
         text = "BentoML's store (the variable BENTOML_HOME, else ~/bentoml)"
         parser.add_argument("--bentoml-home", type=Path, default=None, metavar="DIR", help=text)
@@ -95,36 +91,37 @@ def run_image(args: argparse.Namespace) -> int:
     """Store a Bento's models and publish its image, which carries them."""
     settings = settings_of(args)
     from floe.ingest.bento.build import build, check_buildable, find_builder  # noqa: PLC0415 - lazy: keeps --help fast
-    from floe.ingest.bento.image import write_image  # noqa: PLC0415 - likewise
+    from floe.ingest.bento.files import check_files  # noqa: PLC0415 - likewise
+    from floe.ingest.bento.image import prepare_image  # noqa: PLC0415 - likewise
     from floe.ingest.oci.opening import open_target  # noqa: PLC0415 - likewise
 
     plain = {side: args.plain_http or vars(args)[f"{side}_plain_http"] for side in ("base", "target")}
     open_target(args.target, plain_http=plain["target"], registry_config=settings.registry_config).close()
-    builder = None if args.base else find_builder(args.builder)  # refused before anything is read or stored
+    builder = None if args.base else find_builder(args.builder)
+    # What cannot be is refused before anything is built, and a build that fails before anything is stored.
     with (
         _opened(args, settings) as (bento, models),
         open_catalog(settings, signing=True) as catalog,
         _folder(settings) as folder,
     ):
         if builder is not None:
-            check_buildable(bento, os.environ)  # likewise
-        pushed = _push(args, settings, catalog, bento, models)
-        base = args.base or build(bento, str(builder), folder, os.environ, args.platform)
-        with output.progress(f"image {args.target}", wanted=not args.json) as progress:
-            made = write_image(
-                catalog,
-                bento,
-                pushed,
-                base,
-                args.target,
-                has_files=builder is not None,
-                folder=folder,
-                platform=args.platform,
-                plain_http=plain["base"],
-                target_plain_http=plain["target"],
-                registry_config=settings.registry_config,
-                progress=progress,
-            )
+            check_files(bento.path)
+            check_buildable(bento, os.environ)
+        with prepare_image(
+            catalog,
+            bento,
+            models,
+            args.base or build(bento, str(builder), folder, os.environ, args.platform),
+            args.target,
+            has_files=builder is not None,
+            platform=args.platform,
+            plain_http=plain["base"],
+            target_plain_http=plain["target"],
+            registry_config=settings.registry_config,
+        ) as prepared:
+            pushed = _push(args, settings, catalog, bento, models)
+            with output.progress(f"image {args.target}", wanted=not args.json) as progress:
+                made = prepared.write(pushed, folder, progress=progress)
         shown = [{**_describe(model), "path": path} for model, path in made.models]
         name = str(bento)
     warnings = [*made.warnings, *(() if pushed else (f"Bento {name} names no models: the image carries none",))]

@@ -24,10 +24,12 @@ from floe.cli.settings import KEYS, PREFIX, Settings
 from floe.cli.timeline import starts
 from floe.store.eventlog import read_events
 from floe.store.exposition import read_metrics
+from floe.store.metricsaddress import parse_address
 
 _LOG_BYTES = 2 << 20  # of each log, the latest
 _LOG_LINES = 20_000
 _JOURNAL_SECONDS = 20.0
+_OPTIONAL = ("csi", "agent", "indexer")  # daemons that many a node does without
 _UNITS = ("floe-packfs", "floe-snapshotter", "floe-node", "containerd")
 _TRACES = 5  # the latest starts
 _FILE_BYTES = 64 << 10  # of a file that may hold a secret
@@ -113,7 +115,7 @@ def _parts(settings: Settings, environ: Mapping[str, str]) -> dict[str, Callable
         "state.json": lambda: _state(settings.run_dir),
         "mountinfo.txt": lambda: _mounts(settings),
     }
-    for daemon in ("packfs", "snapshotter"):
+    for daemon in ("packfs", "snapshotter", *_OPTIONAL):
         parts[f"metrics/{daemon}.txt"] = partial(_metrics, settings, daemon)
     for unit in _UNITS:
         parts[f"logs/{unit}.txt"] = partial(_journal, unit)
@@ -123,7 +125,12 @@ def _parts(settings: Settings, environ: Mapping[str, str]) -> dict[str, Callable
 
 def _metrics(settings: Settings, daemon: str) -> str | None:
     address = settings.metrics(daemon)
-    return None if address is None else read_metrics(address)
+    if address is None:
+        return None
+    place = parse_address(address)
+    if daemon in _OPTIONAL and isinstance(place, Path) and not place.exists():
+        return None
+    return read_metrics(address)
 
 
 def _plain(value: object) -> object:

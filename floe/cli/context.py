@@ -85,11 +85,10 @@ def open_cache(settings: Settings, *, required: bool = True) -> Cache:
     """The node cache, the size and reserve of each directory reckoned on the disk that holds it."""
     from floe.store.cache import open_cache as open_directories  # noqa: PLC0415 - lazy: keeps --help fast
 
-    try:
-        make_cache_directories(settings)
-    except FloeError:
-        if required:
-            raise
+    if required:
+        make_cache_directories(
+            settings
+        )  # whose errors name the flag; else they are made, or left out, when they are opened
     return open_directories(
         settings.cache_roots,
         lambda total: (settings.cache_size.of(total), settings.cache_min_free.of(total)),

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from floe.cli import node, output
 from floe.cli.options import Commands, add_command, add_json, add_settings, settings_of
+from floe.cli.settings import Settings
 from floe.store.errors import BadInputError
 
 if TYPE_CHECKING:
     from floe.doctor.finding import Finding, Node
 
 _SECONDS = 20.0
+_CONTAINERD_CONFIG = Path("/etc/containerd/config.toml")
 _MARKS = {"ok": "ok", "skipped": "-", "warning": "WARNING", "error": "ERROR"}
 
 
@@ -42,7 +44,14 @@ def run(args: argparse.Namespace) -> int:
 
     if not 0 < args.seconds <= 3600:
         raise BadInputError(f"{args.seconds:g} s is no time to wait", hint="give --seconds above 0, an hour at most")
-    found = examine(_node(args), args.seconds, _say)
+    examined = node_of(
+        settings_of(args),
+        role=args.role,
+        may_write=args.probe_writes,
+        containerd_config=args.containerd_config or _CONTAINERD_CONFIG,
+        containerd=args.containerd,
+    )
+    found = examine(examined, args.seconds, _say)
     code = exit_code(found)
     if args.json:
         output.print_json({"exit_status": code, "findings": [asdict(finding) for finding in found]})
@@ -68,10 +77,17 @@ def _say(check: str) -> None:
         output.note(f"doctor: {check} looked at")
 
 
-def _node(args: argparse.Namespace) -> Node:
+def node_of(
+    settings: Settings,
+    *,
+    role: str = "reader",
+    may_write: bool = False,
+    containerd_config: Path = _CONTAINERD_CONFIG,
+    containerd: Path | None = None,
+) -> Node:
+    """What is examined of the node with these settings; see finding.Node."""
     from floe.doctor.finding import Node  # noqa: PLC0415 - lazy: keeps --help fast
 
-    settings = settings_of(args)
     return Node(
         store=settings.store,
         index=settings.index,
@@ -87,8 +103,10 @@ def _node(args: argparse.Namespace) -> Node:
         snapshotter=lambda: node.snapshotter_status(settings.run_dir),
         index_state=lambda: node.index_status(settings),
         index_denied=lambda writes: node.index_denied(settings, writes=writes),
-        role=args.role,
-        may_write=args.probe_writes,
-        containerd_config=(args.containerd_config or Path("/etc/containerd/config.toml")).absolute(),
-        containerd=args.containerd,
+        notes_denied=lambda: node.notes_denied(settings),
+        agent=lambda: node.agent_state(settings.run_dir),
+        role=role,
+        may_write=may_write,
+        containerd_config=containerd_config.absolute(),
+        containerd=containerd,
     )

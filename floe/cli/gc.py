@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
         output.note(
             "warning: without a grace period, mounts of what is no longer named lose what they have not read yet"
         )
-    wanted = args.delete and not args.json
-    with open_catalog(settings) as catalog, output.progress("remove", wanted=wanted) as progress:
+    doing = "remove" if args.delete else "look"
+    with open_catalog(settings) as catalog, output.progress(doing, wanted=not args.json) as progress:
         collector = Collector(catalog, uploads_of(catalog.store), grace=grace, progress=progress)
         report = collector.remove() if args.delete else collector.look()
     if args.json:

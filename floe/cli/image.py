@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from floe.cli import attachments, output, profiles, signatures
+from floe.cli import attachments, indexer, output, profiles, signatures
 from floe.cli.context import make_spool, open_catalog
 from floe.cli.options import (
     PUSHING,
@@ -15,12 +15,15 @@ from floe.cli.options import (
     add_command,
     add_commands,
     add_json,
+    add_plain_http,
+    add_platform,
     add_settings,
     add_verify,
     settings_of,
 )
+from floe.cli.settings import Settings
 from floe.cli.sizes import format_size
-from floe.store.errors import BadInputError, NotFoundError
+from floe.store.errors import BadInputError, DamagedError, NotFoundError
 from floe.store.ids import is_oci_digest
 
 if TYPE_CHECKING:
@@ -52,10 +55,12 @@ def add_parser(commands: Commands) -> None:
     profiles.add_profile(below, "an image's layers", run_profile, name="image", metavar="REF", text=text)
     signatures.add_image_command(below, text)
     attachments.add_parser(below, _SOURCES)
-    index.add_argument("--platform", default=None, metavar="OS/ARCH[/VARIANT]", help="of a multi-platform image")
+    add_platform(index)
     add_settings(index, "registry_config")
     add_settings(show, *TRUSTING)
-    index.add_argument("--plain-http", action="store_true", help="talk to the registry without TLS")
+    add_plain_http(index)
+    text = "let an indexer do it: put the image into the queue of `floe indexer`, and end"
+    index.add_argument("--queue", action="store_true", help=text)
     add_verify(index)
     add_settings(index, *PUSHING)
     for parser in (index, listing, show, remove):
@@ -65,7 +70,10 @@ def add_parser(commands: Commands) -> None:
 def run_index(args: argparse.Namespace) -> int:
     """Index an image: each layer not yet known is stored, then the image is recorded."""
     settings = settings_of(args)
+    if args.queue:
+        return _ask_indexers(args, settings)
     from floe.ingest.oci.image import index_image  # noqa: PLC0415 - lazy: keeps --help fast
+    from floe.ingest.oci.taken import TAKEN  # noqa: PLC0415 - likewise
 
     make_spool(settings)
     with (
@@ -94,7 +102,7 @@ def run_index(args: argparse.Namespace) -> int:
             "copied_bytes": result.copied_bytes,
         }
         hot["repaired"] = dict(result.repaired)
-        output.print_json({**shown, **new, **hot, "warnings": list(result.warnings)})
+        output.print_json({**shown, **new, **hot, "registry": TAKEN.counted(), "warnings": list(result.warnings)})
         return 0
     for warning in result.warnings:
         output.note(f"warning: {warning}")
@@ -109,6 +117,17 @@ def run_index(args: argparse.Namespace) -> int:
             f"{format_size(result.hot_bytes)} that starts read lie together now, {format_size(result.copied_bytes)} of it "
             f"stored once more; {result.laid_out_layers} stored layers were laid out anew"
         )
+    return 0
+
+
+def _ask_indexers(args: argparse.Namespace, settings: Settings) -> int:
+    if args.verify:
+        raise BadInputError("--verify is not for indexers", hint="leave out --queue")
+    new = indexer.ask(settings, args.image, args.platform, args.lay_out, plain_http=args.plain_http)
+    if args.json:
+        output.print_json({"queued": new})
+    else:
+        output.line(f"{args.image} waits for an indexer{'' if new else ' already'}")
     return 0
 
 
@@ -190,7 +209,7 @@ def run_profile(args: argparse.Namespace) -> int:
     with open_catalog(settings) as catalog:
         record = find(catalog, args.image)
         store = ProfileStore(catalog)
-        trees = _trees(catalog, record)
+        trees = trees_of(catalog, record)
         cleared = [store.clear(tree) for _, tree, _ in trees] if args.clear else []
         found = [{"layer": layer, **profiles.describe(store, tree, packs)} for layer, tree, packs in trees]
     if args.json:
@@ -215,7 +234,7 @@ def run_profile(args: argparse.Namespace) -> int:
     return 0
 
 
-def _trees(catalog: Catalog, record: ImageRecord) -> list[tuple[str, str, tuple[PackEntry, ...]]]:
+def trees_of(catalog: Catalog, record: ImageRecord) -> list[tuple[str, str, tuple[PackEntry, ...]]]:
     """(diff id or model, tree, packs) of all that a start of the image mounts, bottom first."""
     found = []
     for diff_id in dict.fromkeys(record.diff_ids):
@@ -237,9 +256,9 @@ def run_rm(args: argparse.Namespace) -> int:
         try:
             record = find(catalog, args.image)
             digest = record.manifest_digest
-        except NotFoundError:
+        except (NotFoundError, DamagedError):
             digest = args.image.rpartition("@")[2]
-            if not is_oci_digest(digest) or catalog.attachment(digest) is None:
+            if not is_oci_digest(digest):
                 raise
         catalog.remove_image(digest)
     if args.json:

@@ -8,33 +8,59 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from floe.cli import (
+    agent,
     bench,
     bento,
     completion,
     containerd,
+    csi,
     debug,
     doctor,
     fsck,
     gc,
     image,
+    indexer,
     key,
     log_level,
     model,
+    nodes,
     packfs,
     rebuild_index,
+    seed,
     snapshotter,
     status,
     store,
+    top,
     trace,
+    ui,
     umount,
     version,
+    warm,
 )
 from floe.cli.exit import USAGE, guard
 from floe.cli.options import Parser, add_commands, add_shared
 
 _NOUNS = (
-    *(model, umount, image, bento, key, store, gc, fsck, rebuild_index),
-    *(status, trace, debug, log_level, bench, doctor, containerd, packfs, snapshotter, version, completion),
+    *(model, umount, image, indexer, bento, key, store, gc, fsck, rebuild_index),
+    *(warm, nodes),
+    *(
+        status,
+        top,
+        ui,
+        trace,
+        debug,
+        log_level,
+        bench,
+        doctor,
+        containerd,
+        packfs,
+        snapshotter,
+        csi,
+        agent,
+        seed,
+        version,
+        completion,
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""`floe model`: push, ls, show, profile, rm; mount is in model_mount.py, sign in signatures.py, export, verify and diff in model_content.py, copy and tag in model_names.py, publish in model_image.py."""
+"""`floe model`: push, ls, show, profile, rm; mount is in model_mount.py, sign in signatures.py, export, verify and diff in model_content.py, copy and tag in model_names.py, history in history.py, publish in model_image.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from floe.cli import model_content, model_image, model_mount, model_names, output, profiles, retention, signatures
+from floe.cli import (
+    history,
+    model_content,
+    model_image,
+    model_mount,
+    model_names,
+    output,
+    profiles,
+    retention,
+    signatures,
+)
 from floe.cli.context import make_spool, open_catalog
 from floe.cli.names import parse_label, parse_model, parse_tagged
 from floe.cli.options import (
@@ -52,6 +62,7 @@ def add_parser(commands: Commands) -> None:
     model_mount.add_parser(below)
     model_content.add_parser(below)
     model_names.add_parser(below)
+    history.add_parser(below)
     model_image.add_parser(below)
     retention.add_parser(below)
     signatures.add_model_commands(below)
@@ -211,9 +222,10 @@ def run_rm(args: argparse.Namespace) -> int:
     with open_catalog(settings) as catalog:
         digest = catalog.remove_model(ref)
     if args.json:
-        output.print_json({"ref": str(ref), "manifest": digest})
+        output.print_json({"ref": str(ref), "manifest": digest or None})
     else:
-        output.line(f"removed {ref}" + ("" if ref.digest else f", which was {digest}"))
+        was = f", which was {digest}" if digest else ", whose record could not be read"
+        output.line(f"removed {ref}" + ("" if ref.digest else was))
     return 0
 
 

@@ -7,7 +7,16 @@ import argparse
 from floe.cli import output, signatures
 from floe.cli.context import open_catalog
 from floe.cli.names import parse_model
-from floe.cli.options import SIGNING, Commands, add_command, add_json, add_settings, settings_of
+from floe.cli.options import (
+    SIGNING,
+    Commands,
+    add_command,
+    add_json,
+    add_plain_http,
+    add_platform,
+    add_settings,
+    settings_of,
+)
 
 
 def add_parser(below: Commands) -> None:
@@ -16,13 +25,8 @@ def add_parser(below: Commands) -> None:
     parser = add_command(below, "publish", text, run)
     parser.add_argument("name", metavar="NAME[:TAG]", help="the model, or NAME@DIGEST")
     parser.add_argument("target", metavar="TARGET", help="where the image goes: HOST/NAME:TAG or oci:DIR[:TAG]")
-    parser.add_argument(
-        "--platform",
-        action="append",
-        metavar="OS/ARCH[/VARIANT]",
-        help="of nodes that use it; may be given several times (linux/amd64 and linux/arm64)",
-    )
-    parser.add_argument("--plain-http", action="store_true", help="talk to the registry without TLS")
+    add_platform(parser, "of nodes that use it; may be given several times (linux/amd64 and linux/arm64)", several=True)
+    add_plain_http(parser)
     add_settings(parser, "registry_config", *SIGNING)
     add_json(parser)
 

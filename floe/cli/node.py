@@ -167,6 +167,19 @@ def index_denied(settings: Settings, *, writes: bool) -> list[str]:
     return ask(settings.index, _INDEX_TIMEOUT, writes=writes)
 
 
+def notes_denied(settings: Settings) -> list[str]:
+    """Commands by which an agent says how this node is, and that the index does not let this user give. UnavailableError."""
+    from floe.store.index.status import index_denied as ask  # noqa: PLC0415 - lazy: keeps --help fast
+
+    return ask(settings.index, _INDEX_TIMEOUT, writes=False, notes=True)
+
+
+def agent_state(run_dir: Path) -> tuple[bool, int | None]:
+    """Whether an agent was started here since the boot and not ended in good order, and its process id if it lives."""
+    path = run_dir / "agent.pid"
+    return path.exists(), read_pid(path)
+
+
 def trust_status(settings: Settings) -> dict[str, Any]:
     """Whose signatures count here by the settings: the ids of the keys, none: nothing need be signed; or why they cannot be read."""
     from floe.cli.context import vouching_of  # noqa: PLC0415 - lazy: keeps --help fast

@@ -52,10 +52,10 @@ def add_command(
     return parser
 
 
-def add_commands(parser: argparse.ArgumentParser, dest: str | None = None) -> Commands:
-    """The commands below a noun, or below `floe` itself; before them stands any setting's flag."""
+def add_commands(parser: argparse.ArgumentParser, dest: str | None = None, *, shown: tuple[str, ...] = ()) -> Commands:
+    """The commands below a noun, or below `floe` itself; before them stands any setting's flag, `shown` ones already."""
     for key in KEYS:
-        if key not in SHARED:  # those are there already, and shown
+        if key not in (*SHARED, *shown):  # those are there already
             _add_setting(parser, key, help=argparse.SUPPRESS)
     return parser.add_subparsers(dest=dest or argparse.SUPPRESS, metavar="COMMAND", parser_class=Parser)
 
@@ -103,6 +103,23 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help=text)
 
 
+def add_platform(
+    parser: argparse.ArgumentParser, text: str = "of a multi-platform image", *, several: bool = False
+) -> None:
+    """--platform: one, None without it; or a list."""
+    action = "append" if several else "store"
+    parser.add_argument("--platform", action=action, default=None, metavar="OS/ARCH[/VARIANT]", help=text)
+
+
+def add_plain_http(parser: argparse.ArgumentParser, *sides: str) -> None:
+    """--plain-http; of a command that talks to a registry on each of two `sides`, also --SIDE-plain-http."""
+    which = "both registries" if sides else "the registry"
+    parser.add_argument("--plain-http", action="store_true", help=f"talk to {which} without TLS")
+    for side in sides:
+        text = f"talk to {side.upper()}'s registry without TLS"
+        parser.add_argument(f"--{side}-plain-http", action="store_true", help=text)
+
+
 def settings_of(args: argparse.Namespace, *, daemon: bool = False) -> Settings:
     """The settings in force for the parsed command line; logging is set up by them."""
     defaults = settings_module.defaults_for(os.geteuid(), os.environ)
@@ -133,6 +150,15 @@ def _metavar(key: str) -> str:
         "profiles": "WHAT",
         "completion": "WHEN",
         "model_policy": "TABLES",
+        "csi_rules": "TABLES",
+        "image_policy": "TABLES",
+        "image_grace": "TIME",
+        "seed": "WHICH",
+        "containerd_socket": "SOCKET",
+        "otlp_endpoint": "URL",
         "signing_key": "FILE",
         "trusted_keys": "KEYS",
+        "node_name": "NAME",
+        "node_labels": "LABELS",
+        "heartbeat": "SECONDS",
     }.get(key, "SIZE")

@@ -16,9 +16,9 @@ from floe.store.errors import FloeError
 _log = logging.getLogger(__name__)
 
 WORKER_KEYS = (
-    *("store", "cache_dir", "cache_dirs", "run_dir", "cache_size", "cache_min_free"),
+    *("store", "store_timeout", "cache_dir", "cache_dirs", "run_dir", "cache_size", "cache_min_free"),
     *READING,
-    *("packfs_metrics", "log_level", "log_format"),
+    *("packfs_metrics", "otlp_endpoint", "log_level", "log_format"),
 )
 """The settings that a worker goes by."""
 
@@ -30,7 +30,7 @@ def add_parser(commands: Commands) -> None:
         "--force", action="store_true", help="end the one that runs although packs are in use: their readers get errors"
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    add_settings(parser, *READING)
+    add_settings(parser, *READING, "otlp_endpoint")
     add_settings(parser, "packfs_metrics", aliases=("--metrics",))
 
 

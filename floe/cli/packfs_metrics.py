@@ -94,7 +94,7 @@ _COUNTERS = {
 
 
 def packfs_metrics(status: Mapping[str, Any]) -> Iterable[Metric]:
-    """Metrics out of a worker's `status` (see fuse/worker.py) with `mounts` added; what it lacks is left out."""
+    """Metrics out of a worker's `status` (see fuse/worker.py) with `mounts` added; what it lacks, or has None for, is left out."""
     counters: Mapping[str, float] = status.get("counters", {})
 
     def by_source(unit: str) -> dict[tuple[str, ...], float]:
@@ -118,7 +118,7 @@ def packfs_metrics(status: Mapping[str, Any]) -> Iterable[Metric]:
     yield Metric("floe_packfs_events", "What went wrong or was given up.", COUNTER, ("event",), events)
     for source, table in ((status, _STATUS), (counters, _COUNTERS)):
         for key, (name, kind, text) in table.items():
-            if key in source:
+            if key in source and source[key] is not None:  # None: it cannot be read just now
                 yield Metric(name, text, kind, (), {(): source[key]})
 
 

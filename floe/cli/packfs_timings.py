@@ -11,7 +11,10 @@ _WAITED = "Reads that neither memory nor the cache answered at once, by what mos
 _REQUESTED = "Requests to the object store that ended well: for a read, ahead of one, or for profiles and completion."
 _ERRORS = "Requests to the object store that failed, by cause; each is tried again while a read waits for it."
 _STALLED = "The longest reads of the last ten minutes: cause, file, and the tree it is in."
-_STARTED = "From the Prepare of a container, or the mount of a model, to its first read and to the last of its start."
+_STARTED = (
+    "From the end of a container's Prepare, or of a model's mount, to its first read and to the last of its start."
+)
+_LEFT_OUT = "Starts that are in no histogram, since too many were followed at once: first those that had not read yet."
 _LAST = "The last start of an image or a model: until its first read, and until the last new content of its start."
 
 
@@ -36,6 +39,8 @@ def timings(status: Mapping[str, Any]) -> Iterable[Metric]:
         stalls[key] = max(stall["seconds"], stalls.get(key, 0.0))
     yield Metric("floe_longest_stall_seconds", _STALLED, GAUGE, ("cause", "file", "tree"), stalls)
     yield Metric("floe_start_seconds", _STARTED, HISTOGRAM, ("until",), distributions(starts.get("seconds")))
+    if "left_out" in starts:
+        yield Metric("floe_starts_left_out", _LEFT_OUT, COUNTER, (), {(): starts["left_out"]})
     last: dict[tuple[str, ...], float] = {
         (name, until): seconds
         for name, found in (starts.get("last") or {}).items()

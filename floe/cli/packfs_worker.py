@@ -17,11 +17,14 @@ from floe.cli.packfs_metrics import packfs_metrics
 from floe.cli.settings import Settings
 from floe.fuse import worker
 from floe.fuse.damage import DamageReports
+from floe.fuse.framemaps import FrameMaps
+from floe.fuse.joined import Joined
 from floe.fuse.pack_reader import PackReader
 from floe.fuse.residency import Mounted, Residency
 from floe.fuse.stalls import Stalls
 from floe.fuse.starts import Starts
 from floe.fuse.startup import StartUp
+from floe.fuse.warming import Warming
 from floe.protos.packfs_control import PackfsClient
 from floe.store import process
 from floe.store.cache import Writer, open_writer
@@ -36,6 +39,7 @@ from floe.store.objects import open_store
 from floe.store.objects.retry import RetryingStore
 from floe.store.profiles import ProfileStore
 from floe.store.recorder import Recorder
+from floe.store.spans import spans_to
 
 _log = logging.getLogger(__name__)
 _PINS_FOR = 15.0
@@ -52,10 +56,17 @@ def run_worker(settings: Settings) -> int:
         cache = open_cache(settings, required=False)  # who reads a mounted tree needs no disk of ours
         writer = stack.enter_context(closing(open_writer(cache, wait=_PREDECESSOR, bypass=settings.cache_bypass)))
         recorder = Recorder()
-        events = stack.enter_context(closing(EventLog(settings.run_dir, "packfs")))
+
+        def packs_of(tree: str) -> tuple[str, ...]:
+            return _packs_of(residency, tree)
 
         def trees_of(pack_id: str) -> list[str]:
-            return [tree for tree, _ in _mounted(settings.run_dir) if pack_id in _packs_of(residency, tree)]
+            return [tree for tree, _ in _mounted(settings.run_dir) if pack_id in packs_of(tree)]
+
+        spans = spans_to(settings.otlp_endpoint, "packfs", version=floe.__version__, packs_of=packs_of)
+        if spans is not None:
+            stack.callback(spans.close)
+        events = stack.enter_context(closing(EventLog(settings.run_dir, "packfs", spans=spans)))
 
         stalls = Stalls(events, trees_of, writer.cache.tree_path)
         stack.callback(stalls.close)
@@ -78,9 +89,14 @@ def run_worker(settings: Settings) -> int:
         def source_of(tree: str) -> str | None:
             return None if (profile := profiles.of_tree(tree)) is None else profile.source
 
+        completing = Joined(reader, 2)
+        warming = Warming(
+            writer, completing.part(0), profile_of=startup.frames, damage=lambda: reader.known_damage.frames
+        )
+        stack.callback(warming.close)
         residency = Residency(
             writer,
-            reader,
+            completing.part(1),
             mounted=lambda: _mounted(settings.run_dir),
             source_of=source_of,
             completion=settings.completion,
@@ -103,6 +119,7 @@ def run_worker(settings: Settings) -> int:
         starts = Starts(recorder, events, residency.packs_of, reader.counters, source_of)
         stack.callback(starts.close)
         pinned = Pinned(writer)
+        maps = FrameMaps(writer, reader.touched, pinned.packs)
         events.add("worker", pid=os.getpid(), version=floe.__version__)
 
         def mounted(tree: str, packs: Sequence[str]) -> None:
@@ -118,10 +135,11 @@ def run_worker(settings: Settings) -> int:
                 "completion": residency.states(found),
                 "cache": disks,
                 "cache_limit_bytes": cache.size or 0,
-                "pinned_packs": pinned.count(),
+                "pinned_packs": len(pinned.packs()),
                 "damaged": damaged,
                 "waits": reader.waits(),
                 "starts": starts.status(),
+                "warm_orders": warming.count(),
                 "stalls": stalls.status(),
             }
 
@@ -134,24 +152,27 @@ def run_worker(settings: Settings) -> int:
             expected=startup.expected,
             unexpected=startup.unexpected,
             started=starts.begun,
+            warming=warming,
+            frames=maps.answer,
             more_status=status,
         )
 
 
 class Pinned:
-    """How many packs of a cache are pinned, counted no more often than every _PINS_FOR seconds: a look at the disk for each pack."""
+    """Which packs of a cache are pinned, looked up no more often than every _PINS_FOR seconds: a look at the disk for each pack."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._until, self._count = 0.0, 0
+        self._until = 0.0
+        self._packs: frozenset[str] = frozenset()
 
-    def count(self) -> int:
+    def packs(self) -> frozenset[str]:
         """As of the last look."""
         if time.monotonic() >= self._until:
             with suppress(OSError):
-                self._count = sum(bool(self._writer.cache.pins(pack_id)) for pack_id in list(self._writer.packs))
+                self._packs = frozenset(p for p in list(self._writer.packs) if self._writer.cache.pins(p))
             self._until = time.monotonic() + _PINS_FOR
-        return self._count
+        return self._packs
 
 
 def _packs_of(residency: Residency, tree: str) -> tuple[str, ...]:

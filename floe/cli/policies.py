@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from floe.cli.sizes import Size
+from floe.cli.tables import NONE, named, tables
 from floe.store.errors import BadInputError
 from floe.store.policy import COMPLETION, Policy
 
 _KEYS = ("name", "completion", "pin", "share")
 _NAME = re.compile(r"[-._/a-z0-9*?\[\]!]+")
-_NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -24,29 +24,18 @@ class Policies:
     policies: tuple[Policy, ...] = ()
 
     def __str__(self) -> str:
-        return "[" + ", ".join(map(_line, self.policies)) + "]" if self.policies else _NONE
+        return "[" + ", ".join(map(_line, self.policies)) + "]" if self.policies else NONE
 
     @classmethod
     def parse(cls, value: object, parse_toml: Callable[[str], dict[str, Any]]) -> Policies:
         """From the file's list of tables, or from text. BadInputError says which table is wrong and how."""
-        if value == _NONE:
+        if value == NONE:
             return cls()
-        if isinstance(value, str):
-            try:
-                value = parse_toml(f"policies = {value}")["policies"]
-            except ValueError as error:
-                raise BadInputError(f"{value!r} is not a list of tables: {error}", hint=_hint()) from error
-        if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
-            raise BadInputError(f"{value!r} is not a list of tables", hint=_hint())
-        return cls(tuple(_policy(number, table) for number, table in enumerate(value, 1)))
+        return cls(tuple(_policy(number, table) for number, table in enumerate(tables(value, parse_toml, _hint()), 1)))
 
 
 def _policy(number: int, table: dict[str, Any]) -> Policy:
-    name = table.get("name")
-    where = f"table {number} ({name})" if isinstance(name, str) else f"table {number}"
-    for key in table:
-        if key not in _KEYS:
-            raise BadInputError(f"{where} has an unknown key {key!r}", hint=f"known: {', '.join(_KEYS)}")
+    where, name = named(number, table, _KEYS), table.get("name")
     if not isinstance(name, str):
         raise BadInputError(f"{where} has no name", hint='give name = "ORG/NAME", or a pattern such as "llama/*"')
     if _NAME.fullmatch(name) is None:

@@ -14,8 +14,26 @@ from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 MARK = "<secret>"
 _SHORTEST = 4  # characters; what is shorter would blot out half a log, and is no secret
-_WORDS = r"pass(?:word|wd|phrase)?|secret|token|credential|signature|api[-_]?key|access[-_]?key|private[-_]?key|auth(?:orization)?|cookie|bearer"
+# What goes around a thing (`cache_bypass`) is none that lets one in.
+_WORDS = r"password|passwd|passphrase|(?<!by)pass|secret|token|credential|signature|api[-_]?key|access[-_]?key|private[-_]?key|auth(?:orization)?|cookie|bearer"
 _NAMED = re.compile(rf"(?i)(?:{_WORDS})|(?:^|[_-])(?:pwd|key|sas)$")
+# Values that many a setting has, under names like these too. Taken for secrets they would blot out half a log.
+_PLAIN = (
+    "always",
+    "auto",
+    "default",
+    "disabled",
+    "enabled",
+    "false",
+    "never",
+    "none",
+    "null",
+    "off",
+    "on",
+    "true",
+    "yes",
+)
+_PLAINLY = "|".join(_PLAIN)
 # Files that settings name hold secrets; their paths are none, and an id of a key is public.
 _PUBLIC = frozenset(("signing_key", "trusted_keys", "trusted_key", "key", "password_file", "sentinel_password_file"))
 _PATTERNS = (
@@ -32,7 +50,9 @@ _PATTERNS = (
     # name=value, name: value, "name": "value", also in the query of an address.
     (
         re.compile(
-            rf"""(?ix) ( [\w.-]*(?:{_WORDS})[\w.-]* ["']? \s* [=:] \s* ) (?: "(?:[^"\\]|\\.)*" | '[^']*' | [^\s&,;"'}}\]]+ )"""
+            rf"""(?ix) ( [\w.-]*(?:{_WORDS})[\w.-]* ["']? \s* [=:] \s* )
+                (?! "(?:{_PLAINLY})" | '(?:{_PLAINLY})' | (?:{_PLAINLY})(?:[\s&,;"'}}\]]|\Z) )
+                (?: "(?:[^"\\]|\\.)*" | '[^']*' | [^\s&,;"'}}\]]+ )"""
         ),
         rf"\1{MARK}",
     ),
@@ -43,7 +63,8 @@ class Redactor:
     """Takes `secrets`, as they are and as addresses, JSON and base64 write them, and all that looks like one out of texts."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        forms = {form for secret in secrets if len(secret) >= _SHORTEST for form in _forms(secret)}
+        wanted = (secret for secret in secrets if len(secret) >= _SHORTEST and secret.lower() not in _PLAIN)
+        forms = {form for secret in wanted for form in _forms(secret)}
         found = sorted(forms, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, found))) if found else None
 
@@ -66,7 +87,7 @@ class Redactor:
         return value
 
     def _named(self, name: str, value: Any) -> Any:
-        if isinstance(value, str) and value and is_secret_name(name):
+        if isinstance(value, str) and value and value.lower() not in _PLAIN and is_secret_name(name):
             return MARK
         return self.value(value)
 

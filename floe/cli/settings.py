@@ -11,14 +11,18 @@ import difflib
 import importlib
 import math
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from floe.agent.selector import Labels, parse_node_name
+from floe.cli.csirules import CsiRules
+from floe.cli.imagepolicies import ImagePolicies
 from floe.cli.policies import Policies
-from floe.cli.sizes import Size
+from floe.cli.sizes import Size, parse_seconds
 from floe.cli.trusted import TrustedKeys
 from floe.store.errors import AccessDeniedError, BadInputError, FloeError
 from floe.store.metricsaddress import parse_address
@@ -83,6 +87,15 @@ def _metrics(value: object) -> str:
     return str(value)
 
 
+def _endpoint(value: object) -> str | None:
+    text = _text(value)
+    if text == "none":
+        return None
+    if not text.startswith(("http://", "https://")):
+        raise BadInputError(f"{text!r} is no address of a collector", hint="write http://HOST:4318 or https://HOST")
+    return text
+
+
 def _size(value: object) -> Size:
     return Size.parse(value)
 
@@ -97,6 +110,29 @@ def _rate(value: object) -> int:
 
 def _policies(value: object) -> Policies:
     return Policies.parse(value, lambda text: dict(_toml().loads(text)))
+
+
+def _rules(value: object) -> CsiRules:
+    return CsiRules.parse(value, lambda text: dict(_toml().loads(text)))
+
+
+def _node_name(value: object) -> str | None:
+    return parse_node_name(value)
+
+
+def _labels(value: object) -> Labels:
+    return Labels.parse(value)
+
+
+def _image_policies(value: object) -> ImagePolicies:
+    return ImagePolicies.parse(value, lambda text: dict(_toml().loads(text)))
+
+
+def _grace(value: object) -> float:
+    """A span, `7d` or a number of seconds; `none` is 0."""
+    if isinstance(value, str):
+        value = 0 if value == "none" else parse_seconds(value)
+    return 0.0 if value == 0 and not isinstance(value, bool) else _seconds(value)
 
 
 def _seconds(value: object) -> float:
@@ -165,6 +201,23 @@ class Settings:
     model_policy: Policies = _setting(
         Policies(), _policies, "policies of models, as a list of TOML tables: completion, pin, share; or none (none)"
     )
+    image_policy: ImagePolicies = _setting(
+        ImagePolicies(),
+        _image_policies,
+        "which images are indexed, as a list of TOML tables: name, tags, platforms, min_size, max_size, never; or none (none)",
+    )
+    image_grace: float = _setting(
+        0.0,
+        _grace,
+        "how long an image keeps its record after its registry deleted it: 7d, 36h, seconds; or none: for ever (none)",
+    )
+    seed: str = _setting(
+        "off", _one_of("off", "label", "all"), "images that were unpacked are given to the store: off, label, all (off)"
+    )
+    seed_rate: int = _setting(32 << 20, _rate, "bytes a second that seeding reads, or none for no bound (32MiB)")
+    containerd_socket: Path = _setting(
+        Path("/run/containerd/containerd.sock"), _path, "containerd's socket, which seeding asks for blobs"
+    )
     signing_key: Path | None = _setting(None, _key_file, "private key that signs what is published: a file, or none")
     trusted_keys: TrustedKeys = _setting(
         TrustedKeys(), _keys, "whose signatures count: public keys, files or directories of them, with commas; or none"
@@ -187,8 +240,30 @@ class Settings:
         "auto", _one_of("auto", "erofs", "portable"), "what mounts: erofs, portable, or auto: EROFS if there is (auto)"
     )
     loop: str = _setting("auto", _one_of("auto", "always", "never"), "loop devices below EROFS: auto, always, never")
+    kubelet_dir: Path = _setting(
+        Path("/var/lib/kubelet"), _path, "the kubelet's directory; the CSI driver's socket lies in it"
+    )
+    csi_rules: CsiRules = _setting(
+        CsiRules(),
+        _rules,
+        "which namespaces' pods may have which models, as a list of TOML tables; or none: all (none)",
+    )
+    node_name: str | None = _setting(None, _node_name, "what this node is called among others (the host's name)")
+    node_labels: Labels = _setting(
+        Labels(), _labels, "what orders may select this node by: KEY=VALUE,KEY or none (none)"
+    )
+    heartbeat: float = _setting(10.0, _seconds, "seconds between two heartbeats of the agent (10)")
+    warm_budget: Size = _setting(
+        Size(percent=50.0), _size, "most that warm orders may keep of the node cache: bytes or %% of it (50%%)"
+    )
     packfs_metrics: str | None = _setting(None, _metrics, "unix:/PATH, LOOPBACK:PORT or none")
     snapshotter_metrics: str | None = _setting(None, _metrics, "unix:/PATH, LOOPBACK:PORT or none")
+    csi_metrics: str | None = _setting(None, _metrics, "unix:/PATH, LOOPBACK:PORT or none")
+    agent_metrics: str | None = _setting(None, _metrics, "unix:/PATH, LOOPBACK:PORT or none")
+    indexer_metrics: str = _setting("none", _metrics, "unix:/PATH, LOOPBACK:PORT or none (none)")
+    otlp_endpoint: str | None = _setting(
+        None, _endpoint, "OpenTelemetry collector that spans go to: http://HOST:PORT, or none (none)"
+    )
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
     log_format: str = _setting("text", _one_of("text", "json"), "text or json")
 
@@ -214,8 +289,18 @@ class Settings:
         """Where the snapshotter listens."""
         return self.address or self.run_dir / "snapshotter.sock"
 
+    @property
+    def csi_socket(self) -> Path:
+        """Where the CSI driver listens: kubelets look for plugins there."""
+        return self.kubelet_dir / "plugins/csi.floe/csi.sock"
+
+    @property
+    def node(self) -> str:
+        """What this node is called among others. BadInputError when the host's name is none."""
+        return self.node_name or parse_node_name(socket.gethostname())
+
     def metrics(self, daemon: str) -> str | None:
-        """Where `daemon` ("packfs" or "snapshotter") serves its metrics; None: nowhere."""
+        """Where `daemon` ("packfs", "snapshotter", "csi", "agent" or "indexer") serves its metrics; None: nowhere."""
         chosen: str | None = getattr(self, f"{daemon}_metrics")
         if chosen == "none":
             return None

@@ -7,7 +7,7 @@ import argparse
 from floe.cli.context import make_directory
 from floe.cli.options import MOUNTING, TRUSTING, Commands, add_command, add_settings, settings_of
 
-KEYS = ("address", "prepare_timeout", "on_store_error", "prefetch_at_prepare")
+KEYS = ("address", "prepare_timeout", "on_store_error", "prefetch_at_prepare", "otlp_endpoint")
 
 
 def add_parser(commands: Commands) -> None:
@@ -42,5 +42,6 @@ def run(args: argparse.Namespace) -> int:
             loop=settings.loop,
             log_level=settings.log_level,
             metrics_address=settings.metrics("snapshotter"),
+            otlp_endpoint=settings.otlp_endpoint,
         )
     )

@@ -6,7 +6,7 @@ mount of a model. Its trees say which other events belong to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,14 +14,19 @@ Event = Mapping[str, Any]
 _BEFORE = 900.0  # seconds between the pull of a layer and the start that it still belongs to
 _MOUNTED = 60.0  # seconds between a tree's mount and the start
 _AFTER = 120.0  # seconds that a start lasts which nobody saw end
+_RUNNING = 600.0  # seconds after which what a container does is no part of its start
 _SLACK = 0.5  # seconds; the daemons' clocks are one, but what they note is noted a moment later
 PULL, LAYER, CONTAINER, MOUNT = "pull", "layer", "container", "mount"
 FIRST, LAST, STALL, PREFETCH, WORKER = "first read", "last new read", "stall", "prefetch", "worker"
+RUNNING, OUTPUT = "running", "first output"
 
 
 @dataclass(frozen=True)
 class Start:
-    """`key`: a container as containerd's snapshotters know it, or a mountpoint. `at`: seconds since 1970. `end`: the event `start`."""
+    """`key`: a container as containerd's snapshotters know it, or a mountpoint. `at`: seconds since 1970. `end`: the event `start`.
+
+    `at` is when Prepare began. The worker is told at its end, which is when `end` begins, and counts the reads from there.
+    """
 
     key: str
     name: str
@@ -90,22 +95,25 @@ class Timeline:
 
 
 def starts(events: Iterable[Event]) -> list[Start]:
-    """All starts, the oldest first."""
+    """All starts, the oldest first; `events` in the order in which they happened."""
     found: list[Start] = []
+    last: dict[str, int] = {}  # where each key's latest start is among those found
     for event in events:
         kind, key = event["kind"], str(event.get("key", ""))
         name, trees = str(event.get("name") or event.get("image") or ""), tuple(event.get("trees") or ())
         if kind == "prepare" and event.get("outcome") == "container" and trees:
+            last[key] = len(found)
             found.append(Start(key, name, trees, event["at"]))
         elif kind in ("begun", "start") and trees:
             # The worker's word for what the snapshotter, or a mount, told it; the end has the time of the beginning.
-            near = [n for n, one in enumerate(found) if one.key == key and event["at"] - one.at < _MOUNTED]
+            near = last.get(key)
             end = event if kind == "start" else None
-            if not near:
+            if near is None or event["at"] - found[near].at >= _MOUNTED:
+                last[key] = len(found)
                 found.append(Start(key, name, trees, event["at"], end))
-            elif end is not None or not found[near[-1]].name:
-                one = found[near[-1]]
-                found[near[-1]] = Start(key, one.name or name, one.trees, one.at, end or one.end)
+            elif end is not None or not found[near].name:
+                one = found[near]
+                found[near] = Start(key, one.name or name, one.trees, one.at, end or one.end)
     return sorted(found, key=lambda one: one.at)
 
 
@@ -118,7 +126,7 @@ def timeline(
     """What belongs to `start`. `packs`: the tree of each pack of its trees; `files` names those at places of packs."""
     trees = set(start.trees)
     layers = _layers(events, start, trees)
-    until = start.at + (start.end["last_read"] if start.end else _AFTER) + _SLACK
+    until = (start.end["at"] + start.end["last_read"] if start.end else start.at + _AFTER) + _SLACK
     mounts = [
         event
         for event in events
@@ -130,13 +138,14 @@ def timeline(
     spans = [*_pull(layers, began), *(_layer(event, began) for event in layers)]
     spans += [Span(event["at"] - began, 0.0, MOUNT, f"tree {event['tree'][:12]} is mounted") for event in mounts]
     spans += _beginning(events, start, began)
+    spans += _running(events, start, began)
     spans += _stalls(events, packs, files, (began, until))
     for event in events:
         span = _other(event, trees, began, until)
         if span is not None:
             spans.append(span)
     if start.end is not None:
-        base = start.at - began
+        base = start.end["at"] - began
         read = f"{start.end['reads']} reads of {start.end['bytes']} bytes reached the pack filesystem"
         spans.append(Span(base + start.end["first_read"], 0.0, FIRST, "the first read"))
         spans.append(Span(base + start.end["last_read"], 0.0, LAST, "the last read of something new", read))
@@ -180,6 +189,18 @@ def _beginning(events: Iterable[Event], start: Start, began: float) -> list[Span
         if event["kind"] == "prepare" and event.get("key") == start.key and event["at"] == start.at:
             return [Span(start.at - began, event["seconds"], CONTAINER, f"Prepare of container {start.id}")]
     return [Span(start.at - began, 0.0, CONTAINER, f"{start.name or start.id} at {start.key}")]
+
+
+def _running(events: Iterable[Event], start: Start, began: float) -> Iterator[Span]:
+    """What the container itself did, where somebody told of it (see firstoutput.py)."""
+    for event in events:
+        if event.get("key") != start.key or not start.at <= event["at"] <= start.at + _RUNNING:
+            continue
+        if event["kind"] == "running":
+            # Told when the runtime has answered, by when the process may have printed something.
+            yield Span(event["at"] - began, 0.0, RUNNING, "containerd says that it runs")
+        elif event["kind"] == "output":
+            yield Span(event["at"] - began, 0.0, OUTPUT, f"the first line on {event['stream']}")
 
 
 def _stalls(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from floe.cli import output
 from floe.cli.context import open_catalog
 from floe.cli.names import parse_model
-from floe.cli.options import Commands, add_command, add_json, settings_of
+from floe.cli.options import Commands, add_command, add_json, add_settings, settings_of
 from floe.cli.settings import Settings
 from floe.cli.timeline import STALL, Span, Start, Timeline, starts, timeline
 from floe.store.errors import AccessDeniedError, BadInputError, FloeError, NotFoundError, UnavailableError
@@ -31,6 +31,7 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(commands, "trace", "Show what a start of a container or model was made of.", run)
     parser.add_argument("what", metavar="CONTAINER|IMAGE|MODEL", nargs="?", help=_TEXT)
     parser.add_argument("--html", metavar="FILE", help="write it as one self-contained page with a waterfall, too")
+    add_settings(parser, "containerd_socket")
     add_json(parser)
 
 
@@ -57,9 +58,11 @@ def run(args: argparse.Namespace) -> int:
 
 def trace(settings: Settings, events: Sequence[dict[str, Any]], start: Start) -> Timeline:
     """The timeline of a start, files named by the trees in the node cache."""
-    from floe.store.cache import open_cache  # noqa: PLC0415 - lazy: keeps --help fast
+    from floe.cli.firstoutput import told_of  # noqa: PLC0415 - lazy: keeps --help fast
+    from floe.store.cache import open_cache  # noqa: PLC0415 - likewise
     from floe.store.erofs import read_device_table  # noqa: PLC0415 - likewise
 
+    events = [*events, *told_of(start.key, settings.containerd_socket)]
     roots = [root for root in settings.cache_roots if root.is_dir()]
     cache = open_cache(roots) if roots else None
     packs: dict[str, str] = {}

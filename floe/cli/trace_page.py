@@ -8,7 +8,7 @@ from html import escape
 from floe.cli.timeline import STALL, Span, Timeline
 
 _LEAST = 0.25  # percent of the width that anything takes, so that it can be seen
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --ground: #ffffff; --band: #f6f8fa;
   --pull: #8250df; --layer: #0969da; --prepare: #1a7f37; --moment: #57606a; --stall: #cf222e; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --soft: #9198a1; --line: #3d444d; --ground: #0d1117;
@@ -23,10 +23,10 @@ table { border-collapse: collapse; width: 100%; table-layout: fixed; }
 th, td { padding: .25rem .5rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; overflow-wrap: anywhere; }
 tbody tr:nth-child(even) { background: var(--band); }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.track { position: relative; height: 1.1rem; }
-.bar { position: absolute; top: .15rem; height: .8rem; border-radius: 2px; background: var(--moment); }
-.pull { background: var(--pull); } .layer { background: var(--layer); } .container { background: var(--prepare); }
-.stall { background: var(--stall); } td.stalled { color: var(--stall); font-weight: 600; background: none; }
+th.number { width: 6rem; } th.when { width: 40%; } th.cause { width: 11rem; }
+.track { display: block; width: 100%; height: 1.1rem; } .bar { fill: var(--moment); }
+.pull { fill: var(--pull); } .layer { fill: var(--layer); } .container { fill: var(--prepare); }
+.stall { fill: var(--stall); } td.stalled { color: var(--stall); font-weight: 600; background: none; }
 """.strip()
 
 
@@ -35,7 +35,6 @@ def page(found: Timeline) -> str:
     start = found.start
     title = f"Start of {start.name or start.id}"
     when = dt.datetime.fromtimestamp(found.began, dt.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    rows = "\n".join(_row(span, found.seconds) for span in found.spans)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -43,28 +42,33 @@ def page(found: Timeline) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <style>
-{_STYLE}
+{STYLE}
 </style>
 </head>
 <body>
 <main>
 <h1>{escape(title)}</h1>
 <p>{escape(start.key)}, {when}</p>
-{_summary(found)}
-{_stalls(found)}
-<h2>Waterfall</h2>
-<table>
-<caption>{len(found.spans)} events over {found.seconds:.3f} s, in order; a bar is as long as the event took.</caption>
-<colgroup><col style="width:6rem"><col style="width:6rem"><col style="width:40%"><col></colgroup>
-<thead><tr><th scope="col" class="number">at</th><th scope="col" class="number">takes</th><th scope="col">when</th><th scope="col">what</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
+{parts(found)}
 </main>
 </body>
 </html>
 """
+
+
+def parts(found: Timeline, level: int = 2) -> str:
+    """What the document shows below its title, for any page whose style has the classes of this one; `level` of its headings."""
+    rows = "\n".join(_row(span, found.seconds) for span in found.spans)
+    return f"""{_summary(found)}
+{_stalls(found, level)}
+<h{level}>Waterfall</h{level}>
+<table class="waterfall">
+<caption>{len(found.spans)} events over {found.seconds:.3f} s, in order; a bar is as long as the event took.</caption>
+<thead><tr><th scope="col" class="number">at</th><th scope="col" class="number">takes</th><th scope="col" class="when">when</th><th scope="col">what</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>"""
 
 
 def _summary(found: Timeline) -> str:
@@ -80,18 +84,17 @@ def _summary(found: Timeline) -> str:
     return "<dl>" + "".join(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in values) + "</dl>"
 
 
-def _stalls(found: Timeline) -> str:
+def _stalls(found: Timeline, level: int) -> str:
     if not found.stalls:
         return "<p>No read waited long.</p>"
     rows = "\n".join(
         f'<tr><td class="number">{span.seconds:.3f} s</td><td>{escape(span.cause or "")}</td>'
-        f'<td class="number">{span.bytes}</td><td>{escape(_what(span))}</td></tr>'
+        f'<td class="number">{span.bytes}</td><td>{escape(", ".join(filter(None, (span.what, span.detail))))}</td></tr>'
         for span in found.stalls[:10]
     )
-    return f"""<h2>Longest stalls</h2>
-<table>
-<colgroup><col style="width:7rem"><col style="width:11rem"><col style="width:8rem"><col></colgroup>
-<thead><tr><th scope="col" class="number">took</th><th scope="col">cause</th><th scope="col" class="number">bytes</th><th scope="col">file</th></tr></thead>
+    return f"""<h{level}>Longest stalls</h{level}>
+<table class="stalls">
+<thead><tr><th scope="col" class="number">took</th><th scope="col" class="cause">cause</th><th scope="col" class="number">bytes</th><th scope="col">file</th></tr></thead>
 <tbody>
 {rows}
 </tbody>
@@ -105,7 +108,7 @@ def _row(span: Span, whole: float) -> str:
     takes = f"{span.seconds:.3f} s" if span.seconds else ""
     return (
         f'<tr><td class="number">{span.at:.3f} s</td><td class="number">{takes}</td>'
-        f'<td><div class="track"><div class="bar {escape(span.kind.split()[0])}" style="left:{left:.3f}%;width:{width:.3f}%"></div></div></td>'
+        f'<td><svg class="track" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect class="bar {escape(span.kind.split()[0])}" x="{left:.3f}" y="1" width="{width:.3f}" height="8"/></svg></td>'
         f"<td{stalled}>{escape(span.kind)}: {escape(_what(span))}</td></tr>"
     )
 

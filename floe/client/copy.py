@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from floe.ingest.examine import read_pack
 from floe.ingest.packinfo import PackInfo
 from floe.ingest.packwriter import spool_failure
+from floe.ingest.spool import Spool
 from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DamagedError
@@ -45,8 +45,8 @@ def copy_model(
 ) -> Copied:
     """Let `name` (NAME:TAG) in `target` name what `ref` names in `source`; the digest is the same in both.
 
-    Packs that `target` has are not sent again. Of the others every frame is verified on its way, a pack at a time in
-    `spool`. The target's signer signs; signatures of others are not taken along. BadInputError: `name` has no tag.
+    Packs that `target` has are not sent again. Of the others every frame is verified on its way, a pack at a time in a directory
+    of its own below `spool`. The target's signer signs; signatures of others are not taken along. BadInputError: `name` has no tag.
     DamagedError: the source is. ConflictError: the name was moved meanwhile. Until it has all, `target` names what it named
     before.
     """
@@ -57,14 +57,14 @@ def copy_model(
     moved_from = target.find_model(name)
     if progress is not None:
         progress.total(sum(pack.stored_size for pack in manifest.packs))
-    with closing(Protection(target.store)) as protection:
+    with closing(Protection(target.store)) as protection, Spool(spool) as held:
         tree = manifest.tree.digest
         packs = PackInfo(target.store, protection)
         packs.protect(pack.id for pack in manifest.packs)
         new = []
         for pack in manifest.packs:
             if packs.find(pack.id) is None:
-                _copy_pack(source, target, pack, spool, protection)
+                _copy_pack(source, target, pack, held.path, protection)
                 packs.add(pack)
                 new.append(pack)
             if progress is not None:
@@ -73,7 +73,8 @@ def copy_model(
         data = source.store.get(layout.tree_key(tree))
         decode_tree(data, tree)
         target.store.put(layout.tree_key(tree), data)
-        target.put_manifest(manifest)
+        # Its bytes, not what this Floe would write: a later one may have put more into it, and the digest is theirs.
+        target.store.put(layout.manifest_key(digest), source.manifest_bytes(digest))
         target.sign_tree(tree)
         protection.renew()
         previous = target.move_model(name, digest, moved_from)
@@ -86,7 +87,7 @@ def _copy_pack(source: Catalog, target: Catalog, pack: PackEntry, spool: Path, p
     index = PackIndex.decode(index_data, pack.id)
     table = source.store.get(layout.chunk_table_key(pack.id))
     chunks = decode_chunk_table(table, index, pack.id)
-    path = spool / f"{pack.id}.{uuid4().hex}.copy"
+    path = spool / pack.id
     try:
         try:
             with path.open("xb") as file:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
-import shutil
+import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +18,14 @@ from pathlib import Path
 from floe.client.content import read_into
 from floe.client.tree import DIRECTORY, FILE, Entry, TreePaths
 from floe.fuse.reader import Reader
-from floe.store.cache.durable import write_all
+from floe.ingest.spool import remove_abandoned, remove_tree
+from floe.store.cache.durable import sync_folder, write_all
 from floe.store.errors import AccessDeniedError, BadInputError, FloeError, NoSpaceError, UnavailableError
 from floe.store.progress import Progress
 
 _PIECE = 16 << 20  # bytes read and written at once, by each worker
+_MARK = ".floe-export-"
+_YOUNG = 10.0  # seconds; a directory so young may not be locked yet
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ def export_tree(
     """Write the tree to `directory`, which is new, or empty: content, names, modes, times, symlinks, hard links, `user.*`.
 
     Everything belongs to the caller. It is written beside the directory under another name, which is renamed when all is
-    there and synced: whenever it is stopped, `directory` is whole or as it was. BadInputError: something is there.
+    there and synced: whenever it is stopped, `directory` is whole or as it was. What a killed export to the same directory left
+    beside it is removed. BadInputError: something is there.
     NoSpaceError, before anything is written where the disk is too small. The reader's errors.
     """
     target = directory.absolute()
@@ -51,16 +57,33 @@ def export_tree(
     if progress is not None:
         progress.total(total)
     with _failing(target):
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.floe-", dir=target.parent))
+        made, lock = _make_beside(target)
     try:
         with _failing(target):
             warnings = _write(tree, reader, made, entries, workers=workers, progress=progress)
             os.rename(made, target)  # noqa: PTH104 - over an empty directory, which Path.rename does not promise
-            _sync(target.parent)
+            sync_folder(target.parent)
     except BaseException:
-        _remove(made)
+        remove_tree(made)
         raise
+    finally:
+        os.close(lock)
     return Exported(target, len(inodes), total, tuple(warnings))
+
+
+def _make_beside(target: Path) -> tuple[Path, int]:
+    """A new directory beside the target, and a descriptor that holds a lock on it as long as its owner lives."""
+    prefix = f".{target.name[:100]}{_MARK}"
+    ours = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}")  # as mkdtemp calls them
+    for path in target.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if ours.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _YOUNG:
+                remove_abandoned(path)
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # on NFS directories cannot be locked; nobody removes them there
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return made, lock
 
 
 def _check_target(target: Path) -> None:
@@ -187,18 +210,3 @@ def _failing(target: Path) -> Iterator[None]:
             raise NoSpaceError(f"no room for {target}", hint="give a directory on another disk") from error
         kind: type[FloeError] = BadInputError if error.errno in (errno.ENOTEMPTY, errno.EEXIST) else UnavailableError
         raise kind(f"{target} cannot be written: {error.strerror or error}", hint="give another directory") from error
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove(folder: Path) -> None:
-    for place, _, _ in os.walk(folder):  # a directory that may not be written cannot be emptied
-        with contextlib.suppress(OSError):
-            Path(place).chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)

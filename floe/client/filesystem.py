@@ -19,7 +19,7 @@ from fsspec.spec import AbstractFileSystem
 from floe.client.store import Model, Store, open_store
 from floe.client.tree import DIRECTORY, SYMLINK, Entry
 from floe.fuse.errno_map import errno_of
-from floe.store.errors import FloeError, NotFoundError
+from floe.store.errors import BadInputError, FloeError, NotFoundError
 
 _MODELS = 64  # kept open, by name: each holds its tree mapped
 
@@ -142,7 +142,10 @@ class FloeFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
     @staticmethod
     def _describe(model: Model, path: str, entry: Entry) -> dict[str, Any]:
         if entry.kind == SYMLINK:
-            entry = model.stat(entry.path)
+            try:
+                entry = model.stat(entry.path)
+            except (NotFoundError, BadInputError):  # leads nowhere, or out of the model: what is beside it can be read
+                return {"name": path, "size": 0, "type": "other", "islink": True, "digest": model.digest}
         if entry.kind == DIRECTORY:
             return {**_directory(path), "mtime": entry.mtime_ns / 1e9, "digest": model.digest}
         return {
@@ -175,6 +178,11 @@ class _Raw(io.RawIOBase):
 
     def tell(self) -> int:
         return int(self._file.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
     def readinto(self, buffer: object) -> int:
         with _os_errors(self._path):

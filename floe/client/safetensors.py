@@ -153,7 +153,7 @@ class SafeTensors:
         self._fill(8, memoryview(data))
         try:
             header = json.loads(data)
-            metadata = header.pop("__metadata__", {})
+            metadata = dict(header.pop("__metadata__", {}))
             found = {name: self._info(value, 8 + count, size) for name, value in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._wrong(f"its header is wrong: {error}") from error
@@ -163,7 +163,7 @@ class SafeTensors:
             if info.start < end:
                 raise self._wrong(f"tensor {name!r} lies over another")
             end = info.stop
-        return ordered, {str(key): str(value) for key, value in dict(metadata).items()}
+        return ordered, {str(key): str(value) for key, value in metadata.items()}
 
     def _info(self, value: dict[str, Any], base: int, size: int) -> TensorInfo:
         """ValueError, KeyError, TypeError: it is not as the format says."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from floe.containerd.lines import Lines, line_end, toml
+from floe.containerd.lines import Lines, heading_of, line_end, toml
 from floe.containerd.wanted import Append, Change, Keys, Set, lookup
 from floe.store.errors import BadInputError, PreconditionError
 
@@ -181,9 +181,10 @@ def take_out(
     meant, undone, left = _without(parse(text, path), changes)
     _prune(meant, made)
     try:
-        edited = _edit_out(text, undone, blocks)
+        edited = _edit_out(text, undone, made, blocks)
         own = {BANNER, *(line.strip() for block in blocks for line in block.splitlines())}
-        stray = [line for line in lost_lines(text, edited, [change for change, _ in undone]) if line not in own]
+        lost = [line for line in lost_lines(text, edited, [change for change, _ in undone]) if line not in own]
+        stray = [line for line in lost if (heading_of(line) or ((), False))[0] not in made]
         if parse(edited, path) == meant and not stray:
             return edited, left
     except Exception as error:  # whatever the library trips over
@@ -219,14 +220,16 @@ def _without(
     return meant, undone, left
 
 
-def _edit_out(text: str, undone: Sequence[tuple[Change, Any]], blocks: Sequence[str]) -> str:
-    """Whole tables, where they stand as they were written; the rest line by line."""
+def _edit_out(text: str, undone: Sequence[tuple[Change, Any]], made: Sequence[Keys], blocks: Sequence[str]) -> str:
+    """Whole tables, where they stand as they were written; the rest line by line, and headings of `made` with nothing left."""
+    end = line_end(text)
+    # First: what stands right behind the last block must not come to stand behind this.
+    text = "".join(line for line in text.splitlines(keepends=True) if line.strip() != BANNER)
     for block in reversed(blocks):
         before, found, after = text.partition(block)
         ends = all(not line.strip() or line.lstrip().startswith(("[", "#")) for line in after.splitlines()[:1])
         if found and ends and block not in after:
-            text = before.removesuffix(line_end(text)) + after
-    text = "".join(line for line in text.splitlines(keepends=True) if line.strip() != BANNER)
+            text = (before.removesuffix(end) if before == end or before.endswith(2 * end) else before) + after
     config, lines = parse(text, Path()), Lines(text)
     for change, old in undone:
         if isinstance(change, Set) and lookup(config, change.path) == change.value:
@@ -234,6 +237,9 @@ def _edit_out(text: str, undone: Sequence[tuple[Change, Any]], blocks: Sequence[
                 lines.take(change.path)
             else:
                 lines.put(change.path, old)
+    for table in sorted(made, key=len, reverse=True):
+        if lookup(parse(lines.text(), Path()), table) == {}:
+            lines.take_heading(table)
     return lines.text()
 
 

@@ -64,12 +64,18 @@ class Lines:
             raise KeyError(path)
         del self._lines[number]
 
+    def take_heading(self, table: Keys) -> None:
+        """Take the heading of a table away, in which there must be no keys; nothing where it has none."""
+        section = self._section(table)
+        if section is not None and table:
+            del self._lines[section[0] - 1]
+
     def _section(self, table: Keys) -> tuple[int, int] | None:
         """The lines between a table's heading and the next."""
         inside = _inside_texts(self._lines)
         heads = [
             (-1, (), False),
-            *((n, *head) for n, line in enumerate(self._lines) if n not in inside and (head := _heading(line))),
+            *((n, *head) for n, line in enumerate(self._lines) if n not in inside and (head := heading_of(line))),
         ]
         for place, (number, path, is_array) in enumerate(heads):
             if path == table and not is_array:
@@ -106,7 +112,7 @@ def _inside_texts(lines: Sequence[str]) -> set[int]:
     return inside
 
 
-def _heading(line: str) -> tuple[Keys, bool] | None:
+def heading_of(line: str) -> tuple[Keys, bool] | None:
     """The path in `[a.b]` or `[[a.b]]`, and whether it is the latter."""
     if not line.lstrip().startswith("["):
         return None

@@ -15,8 +15,10 @@ NOT_CONFIGURED, CONFIGURED, CHANGED = "not configured", "configured", "changed s
 
 
 def status_of(configuration: Configuration, version: Version) -> dict[str, Any]:
-    """`state`: of the file; the rest as containerd goes by it, or as its files say when there is no program to ask.
+    """What was done to the file, and what is in force.
 
+    `state`: of the file; `runtime`: the handler that it was configured for, None for all; the rest as containerd goes by it,
+    or as its files say when there is no program to ask.
     BadInputError, NotFoundError for files that cannot be read; UnavailableError when containerd does not accept them.
     """
     kept = configuration.kept
@@ -31,7 +33,14 @@ def status_of(configuration: Configuration, version: Version) -> dict[str, Any]:
         config = {}
     else:
         config = effective(configuration.main, version).config
-    return {"file": str(kept.path), "state": state, "containerd": str(version), "asked": asked, **in_force(config)}
+    return {
+        "file": str(kept.path),
+        "state": state,
+        "runtime": None if record is None else record.runtime,
+        "containerd": str(version),
+        "asked": asked,
+        **in_force(config),
+    }
 
 
 def in_force(config: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from floe.store import mounttable
 from floe.store.errors import FloeError, NotFoundError, PreconditionError
 from floe.store.process import refuse_own_mount
 
-_CONFIGURE = "floe containerd configure && systemctl restart containerd"
-
 
 def own_files(node: Node) -> Iterator[Finding]:
     """Whether Floe itself lies on what Floe serves."""
@@ -54,6 +52,21 @@ def running(node: Node) -> Iterator[Finding]:
         yield Finding("snapshotter", ERROR, f"{node.socket} is no socket", f"rm {node.socket}")
 
 
+def agent(node: Node) -> Iterator[Finding]:
+    """Whether this node tells the fleet how it is. Nothing waits for that."""
+    check = "agent"
+    known, pid = node.agent()
+    if pid is not None:
+        yield Finding(check, OK, f"floe agent runs, process {pid}")
+    elif known:
+        yield Finding(check, WARNING, "floe agent died, and nobody started it again", "systemctl restart floe-agent")
+    elif node.index.startswith("redis"):
+        text = "floe agent does not run: `floe nodes` does not list this node, and no warm order reaches it"
+        yield Finding(check, SKIPPED, text, "systemctl enable --now floe-agent")
+    else:
+        yield Finding(check, SKIPPED, "not needed: this node's index is its own")
+
+
 def containerd(node: Node) -> Iterator[Finding]:
     """Its version, and whether what it goes by leads to this snapshotter."""
     check = "containerd"
@@ -75,8 +88,10 @@ def containerd(node: Node) -> Iterator[Finding]:
             "containerd configuration", ERROR, str(error), error.hint or f"{binary} --config {file} config dump"
         )
         return
-    named = "" if file == DEFAULT_FILE else f" --containerd-config {file}"
-    mend = _CONFIGURE.replace("configure", f"configure{named}", 1)
+    flags = "" if file == DEFAULT_FILE else f" --containerd-config {file}"
+    if found["runtime"] is not None:  # without it Floe would be put there for all pods, and that handler taken out
+        flags += f" --runtime {found['runtime']}"
+    mend = f"floe containerd configure{flags} && systemctl restart containerd"
     yield from _configuration(found, node, mend, merges=version.is_2)
 
 

@@ -43,6 +43,8 @@ class Node:
     snapshotter: Callable[[], dict[str, Any]]
     index_state: Callable[[], dict[str, Any]]
     index_denied: Callable[[bool], list[str]]  # with what writes, or without
+    notes_denied: Callable[[], list[str]]  # of what an agent writes
+    agent: Callable[[], tuple[bool, int | None]]  # whether one was ever here, and the process of one that lives
     role: str
     may_write: bool
     containerd_config: Path

@@ -14,7 +14,7 @@ from typing import Any
 from floe.doctor.finding import ERROR, OK, SKIPPED, WARNING, Finding, Node
 from floe.selfbench.network import endpoint
 from floe.store import layout
-from floe.store.errors import AccessDeniedError, DamagedError, FloeError, NotFoundError
+from floe.store.errors import AccessDeniedError, DamagedError, FloeError, NotFoundError, StoreMissingError
 from floe.store.objects import ObjectStore, open_store
 from floe.store.objects.answers import STRANGER
 from floe.store.objects.check import OK as DONE
@@ -47,10 +47,10 @@ def _reads(node: Node, opened: ObjectStore) -> Iterator[Finding]:
     for name, work in ((LIST, listed), (GET, got), (RANGE, lambda: opened.get(layout.STORE_KEY, 1, 4))):
         try:
             work()
-        except NotFoundError as error:
-            if error.hint:  # the bucket or folder
-                yield Finding(check, ERROR, str(error), "floe store init")
-                return
+        except StoreMissingError as error:
+            yield Finding(check, ERROR, str(error), "floe store init")
+            return
+        except NotFoundError:
             if name == GET:
                 yield Finding(check, WARNING, f"there is no Floe store at {opened.url} yet", "floe store init")
             return
@@ -231,3 +231,23 @@ def _index_rights(node: Node, shown: str, *, writable: bool) -> Iterator[Finding
         )
     else:
         yield Finding(check, OK, f"all that a {node.role} does")
+    if node.may_write and writable:
+        yield from _note_rights(node, shown)
+
+
+def _note_rights(node: Node, shown: str) -> Iterator[Finding]:
+    """What an agent writes, which no reader else does."""
+    check = "agent's permissions"
+    try:
+        denied = node.notes_denied()
+    except FloeError as error:
+        yield Finding(check, WARNING, str(error), error.hint or "check the address, the user and the network")
+        return
+    if denied:
+        text = (
+            f"{shown} does not let this user give {', '.join(denied)} for heartbeats: this node is in no `floe nodes`"
+        )
+        allow = "'(~floe:*:n{nodes}* ~floe:*:n{warm}* +set +hset)'"
+        yield Finding(check, WARNING, text, f"redis-cli ACL SETUSER NAME {allow} (Redis 7 and later)")
+    else:
+        yield Finding(check, OK, "all that an agent writes")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from floe.doctor.finding import ERROR, OK, SKIPPED, WARNING, Finding, Node
 
-_UNITS = ("floe-packfs.service", "floe-snapshotter.service")
+_HOLD_MOUNTS = ("floe-packfs.service", "floe-snapshotter.service")
+_AGENT = "floe-agent.service"
+_UNITS = (*_HOLD_MOUNTS, "floe-csi.service", _AGENT)
 _PROPERTIES = (
     "Id",
     "LoadState",
@@ -19,6 +21,7 @@ _PROPERTIES = (
     "NeedDaemonReload",
     "NRestarts",
     "KillMode",
+    "Result",
 )
 _SECONDS = 10.0
 _OFTEN = 3  # restarts since it was started by hand or at boot
@@ -67,10 +70,13 @@ def _unit(name: str, shown: dict[str, str]) -> Iterator[Finding]:
     elif active == "activating" and shown.get("SubState") == "auto-restart":
         problems.append((ERROR, "ends as soon as it is started, again and again", f"journalctl -u {name} -n 50"))
     elif active == "inactive":
+        if shown.get("Result") == "exec-condition":  # the agent's, where there is no fleet
+            yield Finding(name, OK, "not needed here: this node's index is its own")
+            return
         problems.append((WARNING, "not running", f"systemctl start {name}"))
     if shown.get("UnitFileState") == "disabled":
         problems.append((WARNING, "disabled: it does not start at boot", f"systemctl enable {name}"))
-    if shown.get("KillMode") != "process":
+    if shown.get("KillMode") != "process" and name != _AGENT:
         text = (
             f"KillMode is {shown.get('KillMode')}: a stop ends mount processes and workers that containers read through"
         )

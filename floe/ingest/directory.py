@@ -70,12 +70,12 @@ class DirectoryScan:
 
 
 def scan_directory(
-    directory: Path, *, only: Collection[bytes] | None = None, mtime: int | None = None
+    directory: Path, *, only: Collection[bytes] | None = None, mtime: int | None = None, plain_modes: bool = False
 ) -> DirectoryScan:
     """Find what `directory` holds, reading no content.
 
     `only`: nothing but these files and symlinks, relative to it, and the directories that they are in. `mtime`: the time, in
-    seconds, that everything is said to have.
+    seconds, that everything is said to have. `plain_modes`: modes are those of `plain_mode`.
     NotFoundError: no such directory. BadInputError: not a directory, no regular file in it, or an entry that a model
     cannot hold. AccessDeniedError names what may not be read.
     """
@@ -91,12 +91,22 @@ def scan_directory(
         raise BadInputError(f"{shown(top)} is not a directory", hint="a model is a directory: give the one it is in")
     scanner = _Scanner(top, only)
     scanner.run(found)
-    if mtime is not None:
-        for node in scanner.nodes:
+    for node in scanner.nodes:
+        if mtime is not None:
             node.mtime, node.mtime_ns = mtime, 1
+        if plain_modes:
+            node.mode = plain_mode(node.mode)
     if not scanner.any_file:
         raise BadInputError(f"{shown(top)} holds no file: there is no model to push", hint="check the path")
     return scanner.scan
+
+
+def plain_mode(mode: int) -> int:
+    """A mode as the common umask of 022 makes it, whatever umask it was made with: files 0644, what its owner may run and directories 0755."""
+    if stat.S_ISLNK(mode):
+        return mode
+    runs = stat.S_ISDIR(mode) or mode & stat.S_IXUSR
+    return stat.S_IFMT(mode) | (0o755 if runs else 0o644)
 
 
 class _Scanner:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from floe.store import layout
 from floe.store.damage import reported, settle
-from floe.store.errors import DamagedError, NotFoundError, UnsupportedError
+from floe.store.errors import DamagedError, NotFoundError, StoreMissingError, UnsupportedError
 from floe.store.ids import Buffer
 from floe.store.objects.base import ObjectStore
 from floe.store.packindex import ChunkEntry, PackIndex, decode_chunk_table
@@ -80,9 +80,9 @@ def read_pack(
     key = layout.pack_key(pack_id)
     try:
         size = store.head(key).size
-    except NotFoundError as error:
-        if error.hint:  # the bucket is missing
-            raise
+    except StoreMissingError:
+        raise
+    except NotFoundError:
         size = 0
     bad = []
     for piece in pieces(index):

@@ -54,11 +54,12 @@ def push_model(
     verify: bool = False,
     only: Collection[bytes] | None = None,
     mtime: int | None = None,
+    plain_modes: bool = False,
     source: str | None = None,
 ) -> PushResult:
     """Store `directory` and let `ref` (NAME:TAG) name it; floe/ingest/directory.py says what is kept of it.
 
-    `only`, `mtime`: see scan_directory. `source`: what the manifest says of where it came from, the directory's name without it.
+    `only`, `mtime`, `plain_modes`: see scan_directory. `source`: what the manifest says of where it came from, the directory's name without it.
     `verify`: read the packs that it builds upon, and heal those that are damaged; see Ingest. The name is set last: until then, and after any error, it names what it named before. Content that did not change
     keeps its manifest. ConflictError: somebody else moved the name while this push ran; theirs stays. BadInputError,
     NotFoundError, AccessDeniedError, SourceChangedError: the directory; NoSpaceError: `spool_dir`; the store's errors
@@ -68,7 +69,7 @@ def push_model(
         raise BadInputError(f"cannot push to {ref}: a digest names what is stored already", hint="give NAME[:TAG]")
     for key, value in (labels or {}).items():
         check_text(value, f"label {key!r}:")
-    scan = scan_directory(directory, only=only, mtime=mtime)
+    scan = scan_directory(directory, only=only, mtime=mtime, plain_modes=plain_modes)
     moved_from = catalog.find_model(ref)
     if progress is not None:
         progress.total(scan.total)

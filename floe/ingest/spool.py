@@ -5,6 +5,7 @@ Ingests that work side by side have a directory each, but share the room: no mor
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -125,16 +126,29 @@ class Spool:
         self.close()
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Remove a directory unless its owner lives, who holds a lock on it. Where directories cannot be locked, nothing is removed."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_tree(folder)
+    except OSError:
+        pass
+    finally:
+        os.close(lock)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a directory as far as that is allowed, directories in it that may not be written included."""
+    for place, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):
+            Path(place).chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _sweep(parent: Path) -> None:
     for left in parent.glob(f"{_PREFIX}*"):
-        try:
-            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(lock)
+        remove_abandoned(left)

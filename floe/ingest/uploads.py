@@ -10,7 +10,7 @@ from floe.ingest.session import Session
 from floe.ingest.spool import Spool
 from floe.store import layout
 from floe.store.catalog import Catalog
-from floe.store.errors import CancelledError, NotFoundError
+from floe.store.errors import CancelledError, NotFoundError, StoreMissingError
 from floe.store.records import PackEntry
 
 _WAITING = 2  # sealed packs on local disk, with the one that is being uploaded
@@ -60,9 +60,9 @@ class Uploads:
         """Whether a push that died before it wrote the index left the pack, which is put whole or not at all."""
         try:
             return self._store.head(layout.pack_key(pack.id)).size == pack.index.stored_size
-        except NotFoundError as error:
-            if error.hint:  # the bucket is missing
-                raise
+        except StoreMissingError:
+            raise
+        except NotFoundError:
             return False
 
     def _uploaded(self, _nbytes: int) -> None:

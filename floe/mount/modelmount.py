@@ -33,7 +33,7 @@ _POLL = 0.1
 
 @dataclass(frozen=True)
 class ModelMount:
-    """A model at a mountpoint. `made`: the directory was made for it. `boot` is the boot id."""
+    """A model at a mountpoint. `made`: the directory was made for it. `boot` is the boot id. `volume`: see volumemount.py."""
 
     mountpoint: str
     tree: str
@@ -42,6 +42,7 @@ class ModelMount:
     made: bool
     boot: str
     server: str = ""  # of an ordinary user's mount, see usermount.py
+    volume: str = ""  # the id of a CSI volume; empty for what a user mounted
 
     @property
     def id(self) -> str:
@@ -62,6 +63,7 @@ def mount_model(
     model: str,
     start_packfs: Callable[[], None],
     stop_packfs: Callable[[], None],
+    volume: str = "",
 ) -> ModelMount:
     """Show `tree` at `mountpoint`, an empty directory or a new one whose parent exists; `model` is for people.
 
@@ -79,7 +81,7 @@ def mount_model(
             if any(not pack.complete for pack in tree.packs) and not _packfs_runs(mounter):
                 start_packfs()
                 started = True
-            record = ModelMount(place, tree.digest, model, started, made, mounter.state.boot)
+            record = ModelMount(place, tree.digest, model, started, made, mounter.state.boot, volume=volume)
             mounter.state.write(_file(mounter, record.id), asdict(record))
             try:
                 mounter.mount(tree, record.owner)
@@ -126,6 +128,26 @@ def umount_model(mountpoint: Path, mounter: TreeMounter, *, stop_packfs: Callabl
         if stop:
             stop_packfs()
         return stop
+
+
+def mounted_model(mountpoint: Path, mounter: TreeMounter) -> ModelMount | None:
+    """The record of a model mounted there since this boot; its mount may have been lost since."""
+    return _read(mounter, _file(mounter, _id(os.path.realpath(mountpoint))))
+
+
+def restore_model(record: ModelMount, tree: Tree, mounter: TreeMounter) -> None:
+    """Have a recorded mount as it was made; nothing happens where it is well. `tree` is the record's.
+
+    BusyError: something else is mounted there. Any error of `TreeMounter.mount`; the record stays then. NotFoundError: it was
+    unmounted meanwhile.
+    """
+    with mounter.state.lock("models", _WAIT):
+        found = _read(mounter, _file(mounter, record.id))
+        if found is None or found.tree != record.tree:
+            raise NotFoundError(f"no model is mounted at {record.mountpoint} any more")
+        Path(record.mountpoint).mkdir(exist_ok=True)
+        mounter.mount(tree, record.owner)
+        mounter.bind(record.tree, Path(record.mountpoint), model=True)
 
 
 def model_mounts(mounter: TreeMounter) -> list[ModelMount]:

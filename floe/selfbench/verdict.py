@@ -185,10 +185,10 @@ def _remarks(found: Measured) -> list[str]:
                 "time, most is spent in the store, not on the way."
             )
     if store is not None and disk is not None:
-        if disk.read_128kib_median_seconds > store.get_median_seconds:
+        if disk.read_4kib_median_seconds > store.get_median_seconds:  # reads of the same size, that is
             remarks.append(
-                f"WARNING: a hit costs more than a miss. The cache disk takes {span(disk.read_128kib_median_seconds)} to "
-                f"read 128 KiB, the store {span(store.get_median_seconds)} for a small read. Put cache_dir on a local SSD."
+                f"WARNING: a hit costs more than a miss. The cache disk takes {span(disk.read_4kib_median_seconds)} for a small "
+                f"read, the store {span(store.get_median_seconds)}. Put cache_dir on a local SSD."
             )
         elif disk.read_bytes_per_second < store.best_bytes_per_second:
             remarks.append(

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TypeVar
@@ -27,13 +28,14 @@ from floe.store.errors import (
     UnavailableError,
     UntrustedError,
 )
-from floe.store.ids import ModelRef, chain_ids, check_hexdigest, hexdigest
+from floe.store.ids import Buffer, ModelRef, chain_ids, check_hexdigest, hexdigest
 from floe.store.index.base import ChunkPlace, Index
 from floe.store.objects.base import ObjectStore
 from floe.store.packindex import ChunkEntry
 from floe.store.records import (
     KIND_LAYER,
     KIND_MODEL,
+    MOVES_KEPT,
     PARENT_LABEL,
     AttachmentRecord,
     ChainRecord,
@@ -43,7 +45,7 @@ from floe.store.records import (
     Ref,
     StoreRecord,
 )
-from floe.store.refs import Damaged, list_records, remove_ref, replace_record, replace_unchanged
+from floe.store.refs import Damaged, list_records, remove_ref, remove_unchanged, replace_record, replace_unchanged
 from floe.store.signing import Statement
 from floe.store.vouching import Vouching
 
@@ -96,7 +98,7 @@ class Catalog:
         try:
             data = self.store.get(layout.STORE_KEY)
         except NotFoundError as error:
-            raise NotFoundError(
+            raise type(error)(
                 f"there is no Floe store at {self.store.url}",
                 hint=error.hint or "push a model or index an image to create it, or check the store's address",
             ) from error
@@ -124,11 +126,22 @@ class Catalog:
 
     def get_manifest(self, digest: str) -> Manifest:
         """The manifest of that digest; DamagedError when its bytes do not match it."""
-        key = layout.manifest_key(digest)
-        data = self.store.get(key)
+        return Manifest.decode(self.manifest_bytes(digest), layout.manifest_key(digest))
+
+    def manifest_bytes(self, digest: str) -> Buffer:
+        """The same as it is stored: with what this Floe does not know."""
+        data = self.store.get(layout.manifest_key(digest))
         if hexdigest(data) != digest:
             raise DamagedError(f"manifest {digest} does not match its digest", hint=_PUSH_AGAIN)
-        return Manifest.decode(data, key)
+        return data
+
+    def has_manifest(self, digest: str) -> bool:
+        """Whether a manifest is in the store; what it needs is not looked at."""
+        try:
+            self.store.head(layout.manifest_key(digest))
+        except NotFoundError:
+            return False
+        return True
 
     # Models
 
@@ -205,10 +218,14 @@ class Catalog:
 
         The content stays until garbage collection. NotFoundError when there is no such tag. A tag that a push moves
         before it is looked at for the last time keeps what it was moved to; see refs.remove_ref for the moment after.
+        A damaged ref goes too: "" then, for nobody knows what it named.
         """
         self.check_store()
         if ref.digest is None:
-            digest = self.model_ref(ref).manifest
+            try:
+                digest = self.model_ref(ref).manifest
+            except DamagedError:
+                digest = ""
             self.store.delete(layout.model_ref_key(ref))
             return digest
         tags = [tag for tag, found in self.models() if tag.name == ref.name and found.manifest == ref.digest]
@@ -219,14 +236,21 @@ class Catalog:
 
     def models(self, damaged: Damaged | None = None) -> Iterator[tuple[ModelRef, Ref]]:
         """All tags of all models, in order of their names. One that cannot be read is left out: logged, or told `damaged`."""
+        return iter(self._tags(layout.MODEL_REFS, damaged))
+
+    def tags_of(self, name: str, damaged: Damaged | None = None) -> list[tuple[ModelRef, Ref]]:
+        """The same of one model, `[ORG/]NAME`."""
+        return self._tags(layout.model_refs_of(name), damaged)
+
+    def _tags(self, prefix: str, damaged: Damaged | None) -> list[tuple[ModelRef, Ref]]:
         self.check_store()
         found = []
-        for key, ref in list_records(self.store, layout.MODEL_REFS, Ref, damaged):
+        for key, ref in list_records(self.store, prefix, Ref, damaged):
             try:
                 found.append((layout.parse_model_ref_key(key), ref))
             except BadInputError as error:
                 _log.warning("%s: not Floe's, left out", error)
-        return iter(sorted(found, key=lambda item: str(item[0])))
+        return sorted(found, key=lambda item: str(item[0]))
 
     # Layers and chains
 
@@ -323,7 +347,8 @@ class Catalog:
     def set_image(self, record: ImageRecord) -> None:
         """Store an image's record; its names are added to those it is known by already.
 
-        A name moves: records of the same platform that were `indexed` before this one give its names up.
+        A name moves: records of the same platform that were `indexed` before this one give its names up, and keep that by
+        digest where they have no other of the repository.
         """
         self.ensure_store()
         # Listed first: of two images indexed at once under one name, neither then takes it off the other's new record.
@@ -339,7 +364,7 @@ class Catalog:
 
         self._set(layout.image_ref_key(record.manifest_digest), ImageRecord, merge)
         for known in older:
-            left = replace(known, names=tuple(name for name in known.names if name not in record.names))
+            left = replace(known, names=imagenames.left_of(known, record.names))
             replace_unchanged(self.store, layout.image_ref_key(known.manifest_digest), known, left)
 
     def image(self, manifest_digest: str) -> ImageRecord:
@@ -372,12 +397,21 @@ class Catalog:
     def remove_image(self, manifest_digest: str) -> None:
         """Remove an image's record, and what says which models it carries; all content is left to garbage collection.
 
-        NotFoundError when the image is neither indexed nor attached.
+        NotFoundError when the image is neither indexed nor attached. Damaged records go too.
         """
-        if self.attachment(manifest_digest) is None:
-            self.image(manifest_digest)
+        with suppress(DamagedError):
+            if self.attachment(manifest_digest) is None:
+                self.image(manifest_digest)
         self.store.delete(layout.image_ref_key(manifest_digest))
         self.store.delete(layout.attachment_ref_key(manifest_digest))
+
+    def forget_image(self, listed: ImageRecord) -> bool:
+        """The same for a record that was `listed`, unless it was changed or removed since; whether it was removed."""
+        digest = listed.manifest_digest
+        removed = remove_unchanged(self.store, layout.image_ref_key(digest), listed)
+        if removed:
+            self.store.delete(layout.attachment_ref_key(digest))
+        return removed
 
     # Attachments
 
@@ -420,9 +454,12 @@ class Catalog:
         def change(known: Ref | None) -> Ref:
             if check is not None:
                 check(known)
-            same = known is not None and known.manifest == statement.target
-            by = self._by if statement.kind == KIND_MODEL else ""
-            return self.vouching.sign_ref(statement, known if known and same else Ref(statement.target, _now(), by=by))
+            if known is not None and known.manifest == statement.target:
+                return self.vouching.sign_ref(statement, known)
+            moved = Ref(statement.target, _now())
+            if statement.kind == KIND_MODEL:
+                moved = replace(moved, by=self._by, before=known.moves[:MOVES_KEPT] if known is not None else ())
+            return self.vouching.sign_ref(statement, moved)
 
         return self._set(key, Ref, change)
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from floe.store import layout
 from floe.store.errors import DamagedError, NotFoundError, UnavailableError, UnsupportedError
+from floe.store.ids import is_hexdigest
 from floe.store.index.base import ChunkPlace, Index
 from floe.store.index.memory import MemoryIndex
 from floe.store.index.null import NullIndex
@@ -81,7 +82,8 @@ class ChunkFinder:
 
     def _stored_packs(self) -> dict[str, int]:
         """Pack ids and pack object sizes in bytes, of packs that have an index and a chunk table."""
-        packs = {_name(info.key): info.size for info in self._store.list(layout.PACKS)}
+        listed = ((_name(info.key), info.size) for info in self._store.list(layout.PACKS))
+        packs = {name: size for name, size in listed if is_hexdigest(name)}  # others may put things there
         for prefix in (layout.PACK_INDEXES, layout.CHUNK_TABLES):
             named = {_name(info.key) for info in self._store.list(prefix)}
             packs = {pack_id: size for pack_id, size in packs.items() if pack_id in named}

@@ -2,7 +2,7 @@
 
 Part of a fetcher, in its event loop; the order of work comes from elsewhere. While somebody reads, an order that is `always`
 has a request or two under way, any other none; a read joins what is on its way. What arrives counts as unread in the
-cache: nothing is evicted for it, and it goes first. So work ends where the cache is full, and begins again when there is plenty of
+cache: nothing is evicted for it, and it goes first, unless its order says otherwise. So work ends where the cache is full, and begins again when there is plenty of
 room. A store or a disk that fails is left alone for longer and longer.
 """
 
@@ -58,12 +58,16 @@ class Rest:
 
 
 class Order:
-    """What one tree needs: `runs` in order. `always`: also while somebody reads. `state` may be read from any thread."""
+    """What one tree needs: `runs` in order. `always`: also while somebody reads. `state` may be read from any thread.
 
-    def __init__(self, tree: str, runs: Iterable[Run], *, always: bool = False) -> None:
+    `evicts`: what was not used for longest goes for it, as for a read; else it waits for room.
+    """
+
+    def __init__(self, tree: str, runs: Iterable[Run], *, always: bool = False, evicts: bool = False) -> None:
         self.tree = tree
         self.runs = deque(runs)
         self.always = always
+        self.evicts = evicts
         self.state = WAITING
         self.told = False  # the log knows that there is no room
         self.rest = Rest(_REST_MAX)
@@ -76,14 +80,14 @@ class Calls(NamedTuple):
     """What a fetcher does for this. Frames are named by pack and number.
 
     `is_absent`: neither here nor on its way. `is_pending`: on its way, or in memory and not in the cache yet. `is_busy`: whether
-    anybody waits, or anything but these frames is on its way. `fetch` begins to fetch. `let_go` is told a pack and a range of
+    anybody waits, or anything but these frames is on its way. `fetch` begins to fetch, to keep or as what goes first. `let_go` is told a pack and a range of
     content bytes that need not stay in memory for a reader. `recheck` hashes suspect frames in a thread, and raises nothing.
     """
 
     is_absent: Callable[[str, int], bool]
     is_pending: Callable[[str, int], bool]
     is_busy: Callable[[Iterable[tuple[str, int]]], bool]
-    fetch: Callable[[str, FrameTable, list[int], Lease], None]
+    fetch: Callable[[str, FrameTable, list[int], Lease, bool], None]
     let_go: Callable[[str, int, int], object]
     recheck: Callable[[str, list[int]], asyncio.Future[None]]
 
@@ -222,7 +226,7 @@ class Completer:
         if not frames:
             return True
         coming = sum(len(job.frames) * job.frame_size for job in self._under_way)
-        if not self._has_room(order, run.pack_id, coming + len(frames) * table.frame_size):
+        if not order.evicts and not self._has_room(order, run.pack_id, coming + len(frames) * table.frame_size):
             return False
         memory = sum(map(table.memory, frames))
         held = sum(job.memory for job in self._under_way)
@@ -231,7 +235,7 @@ class Completer:
         lease = self._budget.try_lease(run.pack_id, memory)
         if lease is None:
             return memory > self._budget.size // 2  # then it will never fit
-        self._calls.fetch(run.pack_id, table, frames, lease)
+        self._calls.fetch(run.pack_id, table, frames, lease, order.evicts)
         lease.drop()
         self._under_way.append(_UnderWay(order, run, frames, memory, table.frame_size, None))
         stored = sum(table.stored_range(frame)[1] for frame in frames)

@@ -111,8 +111,13 @@ class Delivery:
         stream = FrameStream(
             get, first, count, key=key, open_range=self._open_range, blocks=self._blocks, arrived=arrived
         )
+        try:
+            running = self._streams.submit(stream.run)
+        except RuntimeError as error:  # no more threads just now: as one answer, then
+            _log.warning("a request is not streamed: %s", error)
+            stream.abort()
+            return 0, []
         self._streaming += 1
-        running = self._streams.submit(stream.run)
         # Not when this task ends: a thread may be connecting still, and nobody should queue behind it.
         running.add_done_callback(lambda _: self._tell(self._stream_ended))
         try:

@@ -9,7 +9,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from floe.store import layout
-from floe.store.errorkinds import kind_of
+from floe.store.errorkinds import KINDS, kind_of
 from floe.store.errors import FloeError, ThrottledError, TransitDamageError, UnavailableError
 from floe.store.ids import Buffer
 from floe.store.objects.base import ObjectStore
@@ -28,7 +28,7 @@ class Downloader:
     def __init__(self, store: ObjectStore, counts: dict[str, int]) -> None:
         self._store = store
         self._counts = counts
-        self.errors: Counter[str] = Counter()  # failed requests by cause
+        self.errors: Counter[str] = Counter(dict.fromkeys(KINDS, 0))  # failed requests by cause
         self._others = ThreadPoolExecutor(_OTHERS, thread_name_prefix="floe-other")
 
     async def download(self, get: Get, first: int, count: int, *, another_way: bool) -> Buffer:

@@ -2,7 +2,7 @@
 
 A message says what failed, on what; `hint` says what to do next. Whether trying again may help is a
 property of the error (`retryable`), so that retry is one wrapper and not a habit of each caller.
-The mapping to errno lives in fuse/errno_map.py, to gRPC status in snapshotter/status.py, to exit
+The mapping to errno lives in fuse/errno_map.py, to gRPC status in floe/rpc/status.py, to exit
 codes in floe/cli/exit.py; a test fails for any class here that one of them does not map.
 """
 
@@ -25,6 +25,10 @@ class BadInputError(FloeError):
 
 class NotFoundError(FloeError):
     """A named thing (object, model, image, snapshot, file) does not exist."""
+
+
+class StoreMissingError(NotFoundError):
+    """The store's own folder or bucket does not exist: what it held may be elsewhere, and come back with it."""
 
 
 class AlreadyExistsError(FloeError):

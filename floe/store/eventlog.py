@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from floe.store.spans import Spans
+
 FOLDER = "events"
 LIMIT = 8 << 20  # bytes of a daemon's two files
 _PENDING = 4096  # events that wait to be written
@@ -25,9 +27,12 @@ _log = logging.getLogger(__name__)
 
 
 class EventLog:
-    """The events of one daemon, `name`, below `run_dir`. Thread-safe; nothing is raised for what cannot be written."""
+    """The events of one daemon, `name`, below `run_dir`. Thread-safe; nothing is raised for what cannot be written.
 
-    def __init__(self, run_dir: Path, name: str, *, limit: int = LIMIT) -> None:
+    `spans` are told of every event, too, by the thread that writes.
+    """
+
+    def __init__(self, run_dir: Path, name: str, *, limit: int = LIMIT, spans: Spans | None = None) -> None:
         self._path = run_dir / FOLDER / f"{name}.jsonl"
         self._name = name
         self._limit = limit // 2
@@ -36,6 +41,7 @@ class EventLog:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._broken = False
+        self._spans = spans
         self._thread = threading.Thread(target=self._run, name="floe-events", daemon=True)
         self._thread.start()
 
@@ -64,6 +70,8 @@ class EventLog:
         while self._pending:
             event = self._pending.popleft()
             lines.append(json.dumps(event, separators=(",", ":"), default=str))
+            if self._spans is not None:
+                self._spans.add(**event)
         lost, self._written = self._added - self._written - len(lines), self._added
         if lost > 0:
             lines.append(json.dumps({"at": time.time(), "by": self._name, "kind": "left_out", "events": lost}))

@@ -41,6 +41,7 @@ from floe.store.onhand import Held, OnHand
 from floe.store.reading import Done, Flight, Get, Read
 from floe.store.replay import Replayer, Run
 from floe.store.requests import GET_MAX, Requests
+from floe.store.threads import started_pool
 from floe.store.waits import Stall, Waits
 from floe.store.writebehind import WriteBehind
 
@@ -81,7 +82,7 @@ class Fetcher:
         self._ready: list[Read] = []
         self._counts = dict.fromkeys((*COUNTED, *_COUNTED), 0)
         self._locals = ThreadPoolExecutor(_LOCALS, thread_name_prefix="floe-local")
-        self._repliers = ThreadPoolExecutor(_REPLIERS, thread_name_prefix="floe-reply")
+        self._repliers = started_pool(_REPLIERS, "floe-reply")
         self.closed = False
         self._seeking = False  # for memory
         self._lock = threading.Lock()  # orders submit and close
@@ -303,7 +304,6 @@ class Fetcher:
             return
         read.finished = True
         self._around.finished(read, well=error is None)
-        self._waits.finished(read, error)
         self._reads.discard(read)
         if read.timer is not None:
             read.timer.cancel()
@@ -321,6 +321,11 @@ class Fetcher:
         if error is not None:
             self._counts["failed_reads"] += not isinstance(error, CancelledError)
         self._repliers.submit(self._reply, read, error)
+        # Last: what is told of a read must not be able to keep its answer back.
+        try:
+            self._waits.finished(read, error)
+        except Exception:
+            _log.exception("what a read of pack %s waited for is not told", read.pack_id)
 
     def _reply(self, read: Read, error: FloeError | None) -> None:
         try:
@@ -378,10 +383,10 @@ class Fetcher:
 
     # completion
 
-    def _complete(self, pack_id: str, table: FrameTable, frames: list[int], lease: Lease) -> None:
-        """Fetch frames for nobody in particular."""
+    def _complete(self, pack_id: str, table: FrameTable, frames: list[int], lease: Lease, keep: bool) -> None:  # noqa: FBT001 - see Calls
+        """Fetch frames for nobody in particular; unless to `keep`, they are the first to go."""
         for get in self._requests.ahead(pack_id, table, frames, lease):
-            get.unread = True
+            get.unread = not keep
 
     def _is_busy(self, own: Iterable[tuple[str, int]]) -> bool:
         return bool(self._reads) or len(self._requests.flights) > sum(key in self._requests for key in own)

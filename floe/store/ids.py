@@ -22,7 +22,7 @@ _HEX64 = re.compile(r"[0-9a-f]{64}")
 _OCI = re.compile(r"sha256:[0-9a-f]{64}")
 # BentoML 1.4's tag grammar (bentoml/_internal/tag.py): lower case, at most 63 characters.
 _PART = re.compile(r"[a-z0-9]([-._a-z0-9]*[a-z0-9])?")
-_PART_MAX = 63
+TAG_MAX = 63  # characters of a tag, and of each part of a name
 DEFAULT_TAG = "latest"
 
 
@@ -122,8 +122,8 @@ def _check_name(name: str, text: str) -> str:
 
 
 def _check_part(part: str, what: str, text: str) -> None:
-    if _PART.fullmatch(part) is None or len(part) > _PART_MAX:
+    if _PART.fullmatch(part) is None or len(part) > TAG_MAX:
         raise BadInputError(
             f"model {what} {part!r} in {text!r} is not valid",
-            hint=f"use lower case letters, digits and inner '-', '.', '_', at most {_PART_MAX} characters",
+            hint=f"use lower case letters, digits and inner '-', '.', '_', at most {TAG_MAX} characters",
         )

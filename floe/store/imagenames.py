@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from floe.store.errors import BadInputError, NotFoundError
+from floe.store.imagepolicy import split_name
 from floe.store.records import ImageRecord
 
 _MIN_PREFIX = 4  # hex digits of a digest that may stand for it
@@ -36,6 +37,30 @@ def displaces(record: ImageRecord, known: ImageRecord) -> bool:
         and known.indexed <= record.indexed
         and not set(known.names).isdisjoint(record.names)
     )
+
+
+def left_of(known: ImageRecord, taken: Iterable[str]) -> tuple[str, ...]:
+    """The names of `known` when those `taken` stand for another image.
+
+    The image is in its repositories by its digest, until these delete it: where no other name says so, that one does.
+    """
+    taken = set(taken)
+    left = {name for name in known.names if name not in taken}
+    by_name = {name: _repository(name) for name in known.names}
+    told = {by_name[name] for name in left}
+    left.update(
+        f"{repository}@{known.manifest_digest}"
+        for name, repository in by_name.items()
+        if name in taken and repository and repository not in told
+    )
+    return tuple(sorted(left))
+
+
+def _repository(name: str) -> str:
+    """`HOST/REPOSITORY` of a full name; "" for what no registry has: folders and archives."""
+    repository = split_name(name)[0]
+    host, slash, _ = repository.partition("/")
+    return repository if slash and host and not host.endswith(":") else ""
 
 
 def _latest(records: Iterable[ImageRecord]) -> list[ImageRecord]:

@@ -56,8 +56,13 @@ def model_ref_key(ref: ModelRef) -> str:
     """
     if ref.tag is None:
         raise BadInputError(f"{ref} names a digest, not a tag", hint="use NAME:TAG")
-    org, _, name = ref.name.rpartition("/")
-    return f"{MODEL_REFS}/{org or NO_ORG}/{name}/{ref.tag}"
+    return f"{model_refs_of(ref.name)}/{ref.tag}"
+
+
+def model_refs_of(model: str) -> str:
+    """The folder of all tags of `[ORG/]NAME`."""
+    org, _, name = model.rpartition("/")
+    return f"{MODEL_REFS}/{org or NO_ORG}/{name}"
 
 
 def parse_model_ref_key(key: str) -> ModelRef:

@@ -205,6 +205,8 @@ def _parse(body: bytes, starts: int, frames: int, files: int) -> Profile:
     pieces: dict[Piece, Touch] = {}
     for _ in range(files):
         path, at = _text(body, at)
+        if len(path) > PATH_MAX:
+            raise ValueError(f"a path has {len(path)} bytes")
         (number,) = _COUNT.unpack_from(body, at)
         at += _COUNT.size
         for _ in range(number):

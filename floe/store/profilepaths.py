@@ -147,10 +147,14 @@ def _file(image: Inodes, path: bytes, directories: dict[bytes, Inode | None]) ->
 
 
 def _directory(image: Inodes, path: bytes, directories: dict[bytes, Inode | None]) -> Inode | None:
-    if path not in directories:
-        parent, _, name = path.rpartition(b"/")
-        found = _child(image, _directory(image, parent, directories), name)
-        directories[path] = found if found is not None and stat.S_ISDIR(found.mode) else None
+    missing = []  # from the inside out: a path may have more parts than a stack has frames
+    while path not in directories:
+        missing.append(path)
+        path = path.rpartition(b"/")[0]
+    for inner in reversed(missing):
+        found = _child(image, directories[path], inner.rpartition(b"/")[2])
+        directories[inner] = found if found is not None and stat.S_ISDIR(found.mode) else None
+        path = inner
     return directories[path]
 
 

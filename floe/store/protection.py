@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from typing import Any, ClassVar
 
 from floe.store import fields, layout
-from floe.store.errors import BusyError, ConflictError, FloeError, NotFoundError
+from floe.store.errors import BusyError, ConflictError, FloeError, NotFoundError, StoreMissingError
 from floe.store.objects.base import ObjectStore
 from floe.store.records import Record
 
@@ -163,7 +163,7 @@ def read_removal(store: ObjectStore) -> Removal | None:
     """What a collector says it may delete right now; None when there is none."""
     try:
         return Removal.decode(store.get(layout.REMOVAL_KEY), layout.REMOVAL_KEY)
-    except NotFoundError as error:
-        if error.hint:  # the bucket is missing
-            raise
+    except StoreMissingError:
+        raise
+    except NotFoundError:
         return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import TypeAlias
 
 WINDOW = 30.0  # seconds from the first read on
 QUIET = 8.0  # seconds without anything new that end a recording
@@ -23,13 +23,8 @@ _FOLLOWED_MAX = 64  # at a time
 _RECORDINGS_MAX = 512  # at a time; packs are looked up in one dict, so many cost readers no more than one
 
 
-class Noted(NamedTuple):
-    """A read of `length` bytes of content at `offset` of a pack, at `when` by the recorder's clock."""
-
-    pack_id: str
-    offset: int
-    length: int
-    when: float
+Noted: TypeAlias = "tuple[str, int, int, float]"
+"""Pack id, offset and length in bytes of its content, seconds by the recorder's clock. Plain: the garbage collector lets go of it."""
 
 
 class Recording:
@@ -56,7 +51,12 @@ class Recording:
             if (pack_id, offset) not in self._known:
                 self._known.add((pack_id, offset))
                 self.news = max(self.news, when)
-        return self.is_full or now - self.reads[0].when >= WINDOW or now - self.news >= QUIET
+        return self.is_full or now - self.began_reading >= WINDOW or now - self.news >= QUIET
+
+    @property
+    def began_reading(self) -> float:
+        """When the first read came; there must be one."""
+        return self.reads[0][3]
 
     @property
     def is_full(self) -> bool:
@@ -86,10 +86,12 @@ class Recorder:
 
     def note(self, pack_id: str, offset: int, length: int) -> None:
         """Content of a pack was asked for. To be called when `pack_id` is among `packs`."""
-        noted = Noted(pack_id, offset, length, self._clock())
+        noted = (pack_id, offset, length, self._clock())
         for recording in self.packs.get(pack_id, ()):
-            if not recording.is_full:
-                recording.reads.append(noted)
+            reads = recording.reads
+            # `is_full`, without a call: each read comes by here.
+            if recording.size < _BYTES_MAX and len(reads) < _READS_MAX:
+                reads.append(noted)
                 recording.size += length  # a race costs exactness only
 
     def finished(self, *, all_of_them: bool = False) -> list[Recording]:
@@ -117,10 +119,11 @@ class Recorder:
         return recording
 
     def unfollow(self, recording: Recording) -> None:
-        """Note no more for it."""
+        """Note no more for it; nothing happens when it is not followed any more."""
         with self._lock:
-            self._followed.remove(recording)
-            self._rearrange()
+            if recording in self._followed:
+                self._followed.remove(recording)
+                self._rearrange()
 
     @property
     def active(self) -> bool:

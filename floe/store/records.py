@@ -18,6 +18,7 @@ from floe.store.ids import Buffer, hexdigest
 
 VERSION = 1
 KIND_LAYER, KIND_MODEL = "layer", "model"
+MOVES_KEPT = 100  # of a tag, besides the last: some 15 KiB that every reader of the tag reads
 # A label of layers with directories that took their attributes from lower ones: the chain id of those ("" for none).
 PARENT_LABEL = "floe.parent-chain"
 R = TypeVar("R", bound="Record")
@@ -187,10 +188,27 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class Move:
+    """That a tag named `manifest` from `updated` on, RFC 3339, UTC; `by`: who moved it there, "" where it is not known."""
+
+    manifest: str
+    updated: str
+    by: str = ""
+
+    @classmethod
+    def from_json(cls, value: object, name: str) -> Move:
+        """As the field `name` holds it; ValueError."""
+        found = fields.mapping(value, name, "manifest", "updated")
+        manifest = fields.hexdigest(found["manifest"], f"{name}.manifest")
+        return cls(manifest, *(fields.text(found.get(part, ""), f"{name}.{part}") for part in ("updated", "by")))
+
+
+@dataclass(frozen=True)
 class Ref(Record):
     """A model's tag or a layer's diff id: names a `manifest` by digest; `updated` is RFC 3339, UTC.
 
-    `by`: who moved a tag there, as that machine said: for people, and nothing is decided by it.
+    `by`: who moved a tag there, as that machine said; `before`: what it named earlier, latest first. They are for people; besides, a pod
+    that rules allow the name may have by digest what it named.
     """
 
     FORMAT: ClassVar[str] = "floe.ref"
@@ -199,11 +217,17 @@ class Ref(Record):
     updated: str
     signatures: tuple[Signature, ...] = ()
     by: str = ""
+    before: tuple[Move, ...] = ()
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """What it names and named, latest first."""
+        return (Move(self.manifest, self.updated, self.by), *self.before)
 
     def encode(self) -> bytes:
-        """The object's bytes; one without signatures, or `by`, is what it was before there were any."""
+        """The object's bytes; one without signatures, `by` or `before` is what it was before there were any."""
         value = {"format": self.FORMAT, "version": VERSION, **asdict(self)}
-        for name in ("signatures", "by"):
+        for name in ("signatures", "by", "before"):
             if not value[name]:
                 del value[name]
         return canonical_json(value)
@@ -215,6 +239,7 @@ class Ref(Record):
             fields.text(value["updated"], "updated"),
             fields.each(value.get("signatures", []), "signatures", Signature.from_json),
             fields.text(value.get("by", ""), "by"),
+            fields.each(value.get("before", []), "before", Move.from_json),
         )
 
 

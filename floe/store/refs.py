@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias, TypeVar
 
 from floe.store.chunkfinder import each
-from floe.store.errors import ConflictError, DamagedError, FloeError, NotFoundError
+from floe.store.errors import ConflictError, DamagedError, FloeError, NotFoundError, StoreMissingError
 from floe.store.objects.base import ObjectStore
 from floe.store.records import Record, Ref
 
@@ -23,7 +23,7 @@ def replace_record(store: ObjectStore, key: str, kind: type[R], change: Callable
     """Replace the record at `key` by `change(record or None)`; returns the one replaced and the one there now.
 
     A damaged record is replaced like a missing one; nothing is written when nothing changes. ConflictError when others
-    change it all the time.
+    change it all the time; StoreMissingError when there is no store.
     """
     for _ in range(_ATTEMPTS):
         known: R | None = None
@@ -31,6 +31,8 @@ def replace_record(store: ObjectStore, key: str, kind: type[R], change: Callable
         try:
             data, version = store.get_versioned(key)
             known = kind.decode(data, key)
+        except StoreMissingError:  # a record is no reason to make a store: a disk may not be mounted yet
+            raise
         except NotFoundError:
             pass
         except DamagedError as error:
@@ -46,14 +48,30 @@ def replace_record(store: ObjectStore, key: str, kind: type[R], change: Callable
     raise ConflictError(f"{key} in {store.url} changes faster than it can be set", hint="try again")
 
 
-def replace_unchanged(store: ObjectStore, key: str, listed: R, wanted: R) -> None:
-    """Replace the record that was `listed` at `key`, unless it was changed or removed since."""
+def replace_unchanged(store: ObjectStore, key: str, listed: R, wanted: R) -> bool:
+    """Replace the record that was `listed` at `key`, unless it was changed or removed since; whether it was replaced."""
     try:
         data, version = store.get_versioned(key)
-        if type(listed).decode(data, key) == listed:
-            store.put_if(key, wanted.encode(), version)
+        if type(listed).decode(data, key) != listed:
+            return False
+        store.put_if(key, wanted.encode(), version)
     except (NotFoundError, ConflictError, DamagedError):
-        return
+        return False
+    return True
+
+
+def remove_unchanged(store: ObjectStore, key: str, listed: Record) -> bool:
+    """Remove the record that was `listed` at `key`, unless it was changed or removed since; whether it was there still.
+
+    As for `remove_ref`: what is changed between the look and the deletion, one request later, is lost.
+    """
+    try:
+        if type(listed).decode(store.get(key), key) != listed:
+            return False
+    except (NotFoundError, DamagedError):
+        return False
+    store.delete(key)
+    return True
 
 
 def remove_ref(store: ObjectStore, key: str, manifest: str) -> bool:

@@ -16,7 +16,14 @@ from cachetools import TTLCache
 from floe.store.budget import Lease
 from floe.store.damage import KnownDamage
 from floe.store.delivery import Delivery
-from floe.store.errors import CancelledError, DamagedError, FloeError, NotFoundError, UnavailableError
+from floe.store.errors import (
+    CancelledError,
+    DamagedError,
+    FloeError,
+    NotFoundError,
+    StoreMissingError,
+    UnavailableError,
+)
 from floe.store.frames import FrameTable, VerifiedFrame
 from floe.store.ids import Buffer
 from floe.store.objects.base import ObjectStore
@@ -159,14 +166,22 @@ class Requests:
             else:
                 _log.error("fetching from pack %s failed", get.pack_id, exc_info=problem)
                 error = UnavailableError(f"fetching from pack {get.pack_id} failed: {problem!r}")
-        gone = isinstance(error, NotFoundError)
+        gone = isinstance(error, NotFoundError) and not isinstance(error, StoreMissingError)
+        # A read that joined it as it failed has a deadline of its own, and is asked for anew.
+        anew = error is not None and error.retryable and get.ahead
+        again: list[Flight] = []
         for flight in get.frames:
             if gone and flight.frame is None:  # what came before that was good
                 self.known_damage.add(get.pack_id, flight.number, time.time())
-            self.land(get.pack_id, flight, error or CancelledError("the request was given up"))
+            if anew and flight.waiters and self.flights.get((get.pack_id, flight.number)) is flight:
+                again.append(flight)
+            else:
+                self.land(get.pack_id, flight, error or CancelledError("the request was given up"))
             # Request, task and frames refer to each other: their megabytes would wait for the garbage collector.
             flight.frame = flight.get = None
         get.task, get.ended = None, True
+        if again:
+            self.send(get.pack_id, get.table, again, ahead=False)
         batch = self._on_hand.of(get)
         get.drop()
         if batch:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from floe.store import fields, layout
-from floe.store.errors import BadInputError, NotFoundError
+from floe.store.errors import BadInputError, NotFoundError, StoreMissingError
 from floe.store.objects.base import ObjectStore
 from floe.store.records import Record, Ref
 
@@ -72,9 +72,9 @@ def read_retention(store: ObjectStore) -> Retention:
     """The rules of a store; none where none were set. DamagedError: nobody knows what is to stay."""
     try:
         return Retention.decode(store.get(layout.RETENTION_KEY), layout.RETENTION_KEY)
-    except NotFoundError as error:
-        if error.hint:  # the bucket is missing
-            raise
+    except StoreMissingError:
+        raise
+    except NotFoundError:
         return Retention()
 
 

@@ -70,11 +70,12 @@ class Waits:
 
 def _cause(read: Read, seconds: float) -> str:
     """What most of the wait was for, as far as it shows: the last that came decides."""
-    ended = read.submitted + seconds  # it may have failed before it came that far
-    if (read.indexed or ended) - read.submitted > seconds / 2:
-        return INDEX
-    if (read.granted or ended) - read.indexed > seconds / 2:
-        return MEMORY
+    if not read.granted or read.granted - read.submitted > seconds / 2:
+        ended = read.submitted + seconds  # it may have failed before it came that far
+        if (read.indexed or ended) - read.submitted > seconds / 2:
+            return INDEX
+        if (read.granted or ended) - read.indexed > seconds / 2:
+            return MEMORY
     get = read.source
     if get is None:
         get = next((flight.get for flight in read.flights.values() if flight.get is not None), None)

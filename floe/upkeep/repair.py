@@ -1,6 +1,7 @@
 """Repairing what fsck found: a sound copy from elsewhere, or else the damaged pack's removal, so that the next push stores it anew.
 
-A copy is compared with the digest that names it before it takes the object's place, so nothing can get worse by it.
+A copy is compared with the digest that names it before it takes the object's place, and a pack is looked at again before it is
+removed, so nothing can get worse by it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from floe.upkeep.verify import Pace, bad_frames
 _log = logging.getLogger(__name__)
 
 COPIED, FROM_CACHE, REMOVED = "copied", "taken from the node cache", "removed"
+HEALED = "healed meanwhile"
 _INDEXES_FIRST = (PACK_INDEX, CHUNK_TABLE, PACK, TREE, MANIFEST)
 
 
@@ -133,6 +135,17 @@ class Repairer:
 
     # Removal
 
+    def _is_sound(self, fault: Fault) -> bool:
+        """Whether what was wrong with a pack is so no more."""
+        try:
+            index, size = self._index(fault.name), self._store.head(fault.key).size
+            wanted = sum(1 << frame for frame in fault.frames)
+            return size == index.stored_size and not bad_frames(
+                self._store, fault.name, index, Pace(None), self._read, wanted=wanted
+            )
+        except (NotFoundError, DamagedError, UnsupportedError):
+            return False
+
     def _remove(self, faults: list[Fault]) -> None:
         """Remove packs that cannot be repaired, as a collector would, but for those that a push relies on right now."""
         if not faults:
@@ -143,6 +156,11 @@ class Repairer:
             turn.say([fault.key for fault in faults])
             protected = {key for _, record in read_pushes(self._store) if record is not None for key in record.keys}
             todo = [fault for fault in faults if fault.key not in protected]
+            # Since they were checked, hours ago perhaps, a push may have healed them. None can from now on: it would wait.
+            for fault in todo:
+                if self._is_sound(fault):
+                    fault.repair, fault.repaired = HEALED, True
+            todo = [fault for fault in todo if not fault.repaired]
             try:
                 self._catalog.index.remove_packs([fault.name for fault in todo])
             except UnavailableError as error:

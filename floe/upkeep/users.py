@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from floe.store import layout
 from floe.store.errors import BadInputError
-from floe.store.ids import is_hexdigest
+from floe.store.ids import is_hexdigest, is_oci_digest
 from floe.store.records import ImageRecord, Manifest
 from floe.upkeep.names import Names
 
@@ -64,7 +64,7 @@ class Users:
         if key.startswith(f"{layout.MODEL_REFS}/"):
             return Found((_model(key),), (), ())
         if key.startswith((f"{layout.IMAGE_REFS}/", f"{layout.ATTACHMENT_REFS}/")):
-            image = self._names.images.get(layout.image_ref_key(name))
+            image = self._names.images.get(layout.image_ref_key(name)) if is_oci_digest(name) else None
             return Found((), (_shown(image) if image else name,), ())
         of_chain = key.startswith(f"{layout.CHAIN_REFS}/")
         images = [i for i in self._names.images.values() if name in (i.chain_ids if of_chain else i.diff_ids)]

@@ -17,6 +17,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,18 @@ _REQUEST = struct.Struct("<Q64sQI")  # number, pack id, offset and length in byt
 _ANSWER = struct.Struct("<QBI")  # number, 1 for an error, bytes that follow
 _JOIN = 10.0  # seconds to become writer or guest at the start; reads wait as long as they may
 _POLL = 0.02  # seconds between two attempts
+_GREETING = 5.0  # seconds that a guest waits to be let in
 _Pending = tuple[str, int, int, Done]
+_owners: weakref.WeakSet[_Owner] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for owner in _owners:
+        owner.leave_to_parent()
+    _owners.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 @dataclass(frozen=True)
@@ -172,6 +184,7 @@ class _Owner:
         self.counters = self._packs.counters
         self._guests: set[socket.socket] = set()
         self._listener = _listen(writer.cache.root)
+        _owners.add(self)
         threading.Thread(target=self._accept, name="guests", daemon=True).start()
 
     def _accept(self) -> None:
@@ -211,6 +224,12 @@ class _Owner:
                 guest.shutdown(socket.SHUT_RDWR)
         self._packs.close()
         self._writer.close()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: let go of what is the parent's, so that its end is seen, and nobody waits here to be let in."""
+        for connection in (self._listener, *self._guests):
+            with contextlib.suppress(OSError):
+                os.close(connection.detach())  # not `shutdown`, which would end the parent's, too
 
 
 def _answering(guest: socket.socket, lock: threading.Lock, number: int) -> Done:
@@ -291,6 +310,7 @@ class _Guest:
         if refused != b"\n":
             words = refused.decode().strip()
             raise UnavailableError(f"the cache {root} cannot be shared: {words}", hint="give another --cache-dir")
+        self._socket.settimeout(None)
 
     def _close(self) -> None:
         self._answers.close()
@@ -325,6 +345,7 @@ def _listen(root: Path) -> socket.socket:
 
 def _connect(root: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(_GREETING)  # a process that was stopped, or is about to end, lets nobody in
     try:
         with _address(root) as address:
             connection.connect(address)

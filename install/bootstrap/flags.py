@@ -39,6 +39,7 @@ class Options:
     format: bool | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     runtime_handler: str | None = None
+    csi: bool | None = None
     containerd_config: Path | None = None
     containerd_main: Path | None = None
     source: Path | None = None
@@ -94,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
         "--containerd-main", metavar="FILE", help="what containerd is started with, when it imports that file"
     )
     containerd.add_argument("--verify-image", metavar="REF", help="at the end pull this image and run it")
+    kubernetes = made.add_argument_group("Kubernetes")
+    kubernetes.add_argument("--csi", action="store_true", help="run the CSI driver too: models as volumes of any pod")
+    kubernetes.add_argument("--no-csi", dest="csi", action="store_false", help="no longer")
     source = made.add_argument_group("program")
     source.add_argument("--source", metavar="PATH", help="a checkout or a wheel of Floe (the checkout this lies in)")
     source.add_argument("--offline", metavar="DIR", help="install from the wheels in DIR; nothing is downloaded")

@@ -17,7 +17,15 @@ from bootstrap import containerd, environment, services, settings, storage
 from bootstrap.disks import BOOT, DEFAULT_CACHE, FORMAT, Choice, choose
 from bootstrap.errors import NodeError
 from bootstrap.flags import NONE, Options
-from bootstrap.plan import Plan, cache_keys, choose_cache, identities, installed_checker, settings_text
+from bootstrap.plan import (
+    Plan,
+    cache_keys,
+    choose_cache,
+    identities,
+    installed_checker,
+    not_taken_over,
+    settings_text,
+)
 from bootstrap.record import Record
 from bootstrap.survey import check_kernel, survey
 from bootstrap.system import last_lines, property_of, read, run, say
@@ -56,7 +64,7 @@ def install(plan: Plan, options: Options, record: Record) -> dict[str, Any]:
     if write_settings(plan.values, plan.choice, record):
         done.append(f"wrote {settings.FILE}")
     if services.install(record):
-        done.append(f"installed the units {', '.join(services.unit_files())}")
+        done.append(f"installed the units {', '.join(services.unit_files(record.asked))}")
     warnings = list(plan.warnings)
     report: dict[str, Any] = {"done": done, "notes": plan.notes, "warnings": warnings, "next": [], "exit_status": 0}
     if options.image:
@@ -77,7 +85,7 @@ def install(plan: Plan, options: Options, record: Record) -> dict[str, Any]:
         plan.notes.append(f"running processes still use {', '.join(stay)}; a later run takes that away")
     if options.verify_image:
         done.append(containerd.verify(options.verify_image))
-    _examine(report)
+    _examine(report, record)
     return _said(report)
 
 
@@ -124,7 +132,7 @@ def write_settings(values: Mapping[str, str], choice: Choice | None, record: Rec
     if text == settings.HEADER and not settings.FILE.exists():
         record.save()
         return False
-    changed = record.put(settings.FILE, text.encode(), settings.mode_for(text))
+    changed = record.put(settings.FILE, text.encode(), settings.mode_for(text), shared=True)
     record.save()
     return changed
 
@@ -144,10 +152,12 @@ def configure_containerd(record: Record, done: list[str], notes: list[str]) -> b
     return bool(answer["changed"])
 
 
-def _examine(report: dict[str, Any]) -> None:
+def _examine(report: dict[str, Any], record: Record) -> None:
     """What `floe doctor` finds; errors make the run a failed one."""
     say("looking whether all is well")
-    found = run(environment.COMMAND, "doctor", "--json", check=False, seconds=120, environ=_as_the_daemon())
+    file = record.asked.get("containerd_config")
+    command = (environment.COMMAND, "doctor", "--json", *(("--containerd-config", file) if file else ()))
+    found = run(*command, check=False, seconds=120, environ=_as_the_daemon())
     try:
         findings = json.loads(found.stdout)["findings"]
     except (ValueError, KeyError) as error:
@@ -183,6 +193,7 @@ def boot(record: Record) -> int:
         consent = record.asked["format"] and not settings.platform_takes_disks(attributes)
         values, _, notes = settings.gather(values, {}, attributes, installed_checker())
         _log(notes)
+    values = {key: values[key] for key in not_taken_over(values, record)}
     with _going_on(problems):
         check_kernel()
     theirs, choice = False, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from bootstrap.record import Record
 from bootstrap.survey import check_system, has_raid0, survey
 from bootstrap.system import booted, find, read
 
-_DERIVED = ("cache_dir", "cache_dirs", "cache_size", "cache_min_free")
+CACHE_PLACES = ("cache_dir", "cache_dirs")
+_DERIVED = (*CACHE_PLACES, "cache_size", "cache_min_free")
 
 
 @dataclass
@@ -56,6 +57,8 @@ def merge_asked(before: Mapping[str, Any], options: Options) -> dict[str, Any]:
         asked["raid0"] = options.raid0
     if options.format is not None:
         asked["format"] = options.format
+    if options.csi is not None:
+        asked["csi"] = options.csi
     for key, value in (
         ("runtime_handler", options.runtime_handler),
         ("containerd_config", options.containerd_config),
@@ -79,8 +82,15 @@ def make(options: Options, record: Record) -> Plan:
     asked = merge_asked(record.asked, options)
     # Whatever the metadata of a later boot say, these were said by whoever ran this.
     said = {key: value for key, value in values.items() if sources[key] != "metadata"}
-    earlier = record.asked.get("settings", {})
-    asked["settings"] = said if options.declarative else {**earlier, **said}
+    before = record.asked.get("settings", {})
+    earlier = {} if options.declarative else dict(before)
+    if options.disks not in (None, NONE):
+        earlier = {key: value for key, value in earlier.items() if key not in CACHE_PLACES}  # the disks have its place
+    asked["settings"] = {**earlier, **said}
+    counting = {key: value for key, value in earlier.items() if key not in said}
+    for key in not_taken_over(counting, record):
+        values[key] = counting[key]  # also where the run that was told of it came to no end
+        sources = {**sources, key: "said earlier"}
     if options.image and not booted() and not record.exists:
         notes.append("what the metadata say is asked for at the boot")
     if not options.image and not booted():
@@ -96,7 +106,8 @@ def make(options: Options, record: Record) -> Plan:
     containerd.check_files(asked)
     if record.data.get("containerd"):
         containerd.check_same_file(record.asked, asked)
-    services.unit_files()
+    services.unit_files(asked)
+    services.check_volumes(record.asked, asked)
     if not options.image:
         containerd.check_restart()
     choice = None
@@ -113,7 +124,7 @@ def make(options: Options, record: Record) -> Plan:
         )
     name = environment.identity(source) if source else Path(os.path.realpath(environment.CURRENT)).name
     settings.merge(read(settings.FILE), values)  # what cannot be edited is refused now
-    dropped = sorted({*record.data.get("dropped", ()), *earlier} - {*asked["settings"]})
+    dropped = sorted({*record.data.get("dropped", ()), *before} - {*asked["settings"]})
     return Plan(asked, values, sources, name, source, choice, packages, notes, warnings, dropped)
 
 
@@ -148,8 +159,7 @@ def cache_keys(values: Mapping[str, str], record: Record) -> list[str]:
     """Settings by which others say where the cache lies."""
     file = settings.keys_of(read(settings.FILE))
     ours = record.data.get("settings", {})
-    keys = ("cache_dir", "cache_dirs")
-    return [key for key in keys if key in values or (key in file and not written_by_us(key, file, ours))]
+    return [key for key in CACHE_PLACES if key in values or (key in file and not written_by_us(key, file, ours))]
 
 
 def choose_cache(asked: Mapping[str, Any], values: Mapping[str, str], record: Record) -> Choice | None:
@@ -208,6 +218,12 @@ def _name_now(device: str, identity: str) -> str:
 def written_by_us(key: str, file: Mapping[str, str], ours: Mapping[str, str]) -> bool:
     """Whether a line of the file is as this program wrote it."""
     return key in ours and settings.keys_of(settings.merge("", {key: ours[key]})).get(key) == file.get(key)
+
+
+def not_taken_over(keys: Iterable[str], record: Record) -> list[str]:
+    """Those of the keys that are this program's still: as it wrote them, or never written. People have the rest of the file."""
+    file, ours = settings.keys_of(read(settings.FILE)), record.data.get("settings", {})
+    return [key for key in keys if written_by_us(key, file, ours) or (key not in file and key not in ours)]
 
 
 def check_consent(choice: Choice, *, consent: bool) -> None:
@@ -285,7 +301,9 @@ def describe(plan: Plan, options: Options, *, changes: bool) -> list[str]:
     for key, value in {**derived(choice), **plan.values}.items():
         lines.append(f"set {key} = {settings.shown(value)} ({plan.sources.get(key, 'follows from the disks')})")
     lines += [f"take back the setting {key}" for key in plan.dropped if key not in plan.values]
-    lines.append(f"install and enable the units {', '.join(services.unit_files())}")
+    lines.append(f"install and enable the units {', '.join(services.unit_files(plan.asked))}")
+    if options.csi is False:
+        lines.append(f"take {services.CSI} away")
     handler = plan.asked.get("runtime_handler")
     for_whom = "all pods" if handler in (None, NONE) else f"the runtime handler {handler}"
     file = plan.asked.get("containerd_config", containerd.CONFIG)

@@ -56,7 +56,7 @@ class Record:
 
     def save(self) -> None:
         """Make it durable. What says so already is not written again."""
-        if not self.place.is_dir():
+        if not self.exists or not self.place.is_dir():
             self._begin()
         text = json.dumps(self.data, indent=2, sort_keys=True) + "\n"
         if self.exists and read(self.file) == text:
@@ -67,15 +67,19 @@ class Record:
 
     def _begin(self) -> None:
         """Make the place, and note which of its parents were not there."""
-        made = [path for path in (self.place.parent, self.place) if not path.is_dir()]
+        begun = self.place.is_dir()  # by a run that was killed before it could note anything
+        made = [path for path in (self.place.parent, self.place) if begun or not path.is_dir()]
         self.place.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_folder(self.place.parent)
         self.data["folders"] = [str(path) for path in made] + self.data["folders"]
 
     # files
 
-    def put(self, path: Path, data: bytes, mode: int = 0o644) -> bool:
-        """Have a file say just that; whether it did not before. What stood there is kept."""
+    def put(self, path: Path, data: bytes, mode: int = 0o644, *, shared: bool = False) -> bool:
+        """Have a file say just that; whether it did not before. What stood there is kept.
+
+        `shared`: other people's lines are in `data`, too; once there are, the file is not taken back as this program's.
+        """
         try:
             here = path.read_bytes() if not path.is_symlink() else None
         except FileNotFoundError:
@@ -89,6 +93,9 @@ class Record:
             self.data["files"][str(path)] = entry
         elif same and entry.get("sha256") == _digest(data):
             return False
+        elif shared and here is not None and _digest(here) not in (entry.get("sha256"), entry.get("was")):
+            entry["edited"] = True
+        entry["was"] = None if here is None else _digest(here)  # and is still, where this is killed before it writes
         entry["sha256"] = _digest(data)
         self.folder(path.parent)
         self.save()
@@ -162,7 +169,14 @@ class Record:
         self.save()
         return note
 
+    def is_edited(self, path: Path) -> bool:
+        """Whether a file that was put there has other people's changes."""
+        entry = self.data["files"].get(str(path))
+        return entry is not None and path.exists() and not self._is_ours(path, entry)
+
     def _is_ours(self, path: Path, entry: dict[str, Any]) -> bool:
+        if entry.get("edited"):
+            return False
         if path.is_symlink():
             return str(path.readlink()) == entry.get("link")
         with contextlib.suppress(OSError):

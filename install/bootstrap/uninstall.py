@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bootstrap import containerd, environment, services, storage
+from bootstrap import containerd, environment, services, settings, storage
 from bootstrap.errors import NodeError
 from bootstrap.node import mounts_from
+from bootstrap.plan import written_by_us
 from bootstrap.record import Record
-from bootstrap.system import booted, read, run, say, systemctl
+from bootstrap.system import booted, read, run, say, systemctl, write_file
 
 _STORE = Path("/var/lib/floe/store")
 _INDEX = Path("/var/lib/floe/index.db")
@@ -54,6 +56,7 @@ def check(record: Record) -> None:
     if record.data.get("containerd"):
         # Before the mounts: people know containers and images by their names, mounts by none.
         _check_needed(containerd.unconfigure(record.asked, dry_run=True))
+    services.check_volumes({"csi": True}, {})  # from their files: whether a daemon answers or not
     done = run(environment.COMMAND, "status", "--json", check=False, environ=environment.clean())
     try:
         mounts = json.loads(done.stdout)["mounts"]
@@ -109,6 +112,7 @@ def uninstall(record: Record) -> dict[str, Any]:
         services.stop()
         _check_unmounted()
     services.disable(record)
+    notes += _take_settings_out(record)
     for path in sorted(record.data["files"]):
         note = record.take_back(path)
         if note:
@@ -127,6 +131,24 @@ def uninstall(record: Record) -> dict[str, Any]:
         notes.append(f"these packages were installed, and stay: {', '.join(packages)}; apt-get purge takes them away")
     record.forget()
     return {"done": done, "notes": notes, "warnings": [], "next": [], "exit_status": 0}
+
+
+def _take_settings_out(record: Record) -> list[str]:
+    """Of a settings file that people changed, the lines that this program wrote; one that they left alone is taken back whole."""
+    if not record.is_edited(settings.FILE):
+        return []
+    text, ours = read(settings.FILE), record.data.get("settings", {})
+    file = settings.keys_of(text)
+    rest = settings.merge(text, {}, tuple(key for key in file if written_by_us(key, file, ours)))
+    if rest.strip() in ("", settings.HEADER.strip()):
+        settings.FILE.unlink()
+        notes = []
+    else:
+        write_file(settings.FILE, rest.encode(), stat.S_IMODE(settings.FILE.stat().st_mode))
+        notes = [f"{settings.FILE} was changed since it was written: what is not this program's stays in it"]
+    del record.data["files"][str(settings.FILE)]
+    record.save()
+    return notes
 
 
 def _check_taken_out(record: Record) -> None:

@@ -22,6 +22,8 @@ unset FLOE_NODE_HOST FLOE_NODE_SECRETS FLOE_NODE_WHEELS FLOE_NODE_STATE FLOE_NOD
 placed=/etc/floe/secrets
 record=/var/lib/floe/node/record.json # bootstrap-node.sh's
 units="floe-packfs floe-snapshotter"
+csi=floe-csi # where --csi asked for it
+with_secrets="$units $csi floe-agent"
 
 say() { printf 'floe-node: %s\n' "$*"; }
 die() { printf 'floe-node: error: %s\nfloe-node: hint: %s\n' "$1" "$2" >&2; exit 1; }
@@ -49,7 +51,7 @@ place_secrets() {
       [ -f "$secrets/${file##*/}" ] || { rm -f "$file"; say "removed $placed/${file##*/}"; }
     done
   )
-  for unit in $units; do
+  for unit in $with_secrets; do
     folder=$host/etc/systemd/system/$unit.service.d
     if [ -f "$host$placed/aws-credentials" ]; then
       mkdir -p "$folder"
@@ -70,7 +72,7 @@ remove_drop_in() {
 remove_secrets() {
   rm -rf "${host:?}$placed"
   rmdir "$host/etc/floe" 2>/dev/null || true # the settings may be in it
-  for unit in $units; do remove_drop_in "$host/etc/systemd/system/$unit.service.d"; done
+  for unit in $with_secrets; do remove_drop_in "$host/etc/systemd/system/$unit.service.d"; done
 }
 
 # GKE configures containerd by such a unit, at every boot.
@@ -96,6 +98,7 @@ serves() {
     # Both are Type=notify with a watchdog: active is who serves. is-active of several is content with one.
     on_host systemctl is-active --quiet "$unit" || return 1
   done
+  ! on_host systemctl is-enabled --quiet "$csi" || on_host systemctl is-active --quiet "$csi"
 }
 
 # The runtime handler that this node's containerd was configured for; nothing where that is all pods, or Floe came here

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from boot.machine import IMAGE, Disk
-from boot.node import FILES, BootedNode, content
+from boot.node import BootedNode, lazy_files
 from support import sweep
 from support.blobhost import BlobHost
 from support.floe_node import Node
@@ -37,7 +37,7 @@ def registry(place):
     # The first process of a container ends at SIGTERM only if it says so; a shutdown would wait for it for 90 seconds.
     waits = ["sh", "-c", "trap 'exit 0' TERM; sleep 100d & wait"]
     host.add(build_oci(place / "pause", [busybox()], tag="1", command=waits), "pause")
-    layers = [busybox(), files({f"data/{number}": content(number) for number in range(FILES)})]
+    layers = [busybox(), files(dict(lazy_files()))]
     host.add(build_oci(place / "lazy", layers, tag="1", command=waits), "lazy")
     yield host
     host.close()

@@ -12,7 +12,8 @@ from support.mounts import until
 
 REGISTRY = "localhost:5000"  # in the guest
 LAZY, PAUSE = f"{REGISTRY}/lazy:1", f"{REGISTRY}/pause:1"
-FILES = 48
+FILES = 16
+APART = 10_000_000  # bytes between two of the lazy image's files: more than read-ahead as the tests set it gets
 STORE = "/var/store"
 BOOTSTRAP = "/srv/checkout/install/bootstrap-node.sh"
 CONFIG = "/etc/containerd/config.toml"
@@ -26,6 +27,13 @@ _CRI = '[plugins."io.containerd.grpc.v1.cri"]'
 def content(number):
     """Of the lazy image's file `number`, which no compression makes smaller."""
     return random.Random(number).randbytes(700_000)
+
+
+def lazy_files():
+    """By path, the files of the lazy image: those that tests read, and something after each that nobody reads."""
+    for number in range(FILES):
+        yield f"data/{number}", content(number)
+        yield f"data/{number}.next", random.Random(f"{number}.next").randbytes(APART)
 
 
 def expected(numbers):
@@ -92,6 +100,7 @@ class GuestCri(Cri):
         """No pod and no image is left."""
         for pod in self.list_pods():
             self.remove_pod(pod)
+        self.containers.clear()
         for image in (LAZY, PAUSE):
             self.remove_image(image)
 

@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from support.bento import stock_layer
 from support.containerd import TOOLS, Containerd, versions
 from support.fakehub import running_hub
 from support.floe_daemons import Daemons
@@ -26,7 +27,9 @@ pytestmark = [
 ]
 ROOT = "/home/bentoml/bento"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLDER = "fedcba9876543210fedcba9876543210fedcba98"
 HUB = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 1000}
+HUB_OLDER = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(255, -1, -1)) * 1000}
 SERVICE = """
 import hashlib
 from pathlib import Path
@@ -58,6 +61,31 @@ class Front:
             "tiny": digest(Path(self.tiny) / "model.safetensors"),
             "encoded": self.encoder.encode(text),
         }
+"""
+# Two commits of one repository, which `bentoml containerize` cannot put into an image.
+BOTH = """
+import bentoml
+
+@bentoml.service
+class Both:
+    newer = bentoml.models.HuggingFaceModel("Acme/Tiny")
+    older = bentoml.models.HuggingFaceModel("Acme/Tiny", revision="v1")
+
+    @bentoml.api
+    def paths(self) -> list[str]:
+        return [self.newer, self.older]
+"""
+BUILD_BOTH = """
+import sys
+import bentoml
+options = {"version": "v1", "name": "both", "python": {"lock_packages": False, "packages": ["bentoml"]}}
+bentoml.bentos.build("service:Both", build_ctx=sys.argv[1], **options)
+"""
+# The models as a server resolves them at its start.
+RESOLVE = """
+import json
+import bentoml
+print(json.dumps([model.to_model().resolve() for model in bentoml.bentos.get("both:v1").info.all_models]))
 """
 # What `bentoml containerize` gives a builder, kept for comparison.
 BUILD = """
@@ -108,7 +136,9 @@ def built(tmp_path_factory):
     """The store, export and build context that the real package made."""
     folder = tmp_path_factory.mktemp("bentoml")
     (folder / "src").mkdir()
+    (folder / "both").mkdir()
     (folder / "src/service.py").write_text(SERVICE)
+    (folder / "both/service.py").write_text(BOTH)
     environ = {
         **os.environ,
         "PATH": f"{BENTOML.parent}:{os.environ['PATH']}",
@@ -117,14 +147,20 @@ def built(tmp_path_factory):
         "BENTOML_DO_NOT_TRACK": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    with running_hub("Acme/Tiny", COMMIT, HUB) as hub:
+    with running_hub("Acme/Tiny", {COMMIT: HUB, OLDER: HUB_OLDER}, {"main": COMMIT, "v1": OLDER}) as hub:
         environ["HF_ENDPOINT"] = hub
-        argv = [folder / "src", folder / "front.bento", folder / "context"]
-        done = subprocess.run(
-            [BENTOML, "-c", BUILD, *argv], env=environ, capture_output=True, text=True, check=False, timeout=120
-        )
-    assert done.returncode == 0, done.stderr[-4000:]
+        bentoml(environ, BUILD, folder / "src", folder / "front.bento", folder / "context")
+        bentoml(environ, BUILD_BOTH, folder / "both")
+        bentoml(environ, RESOLVE)  # as who runs it once: both commits are in the cache then
     return folder
+
+
+def bentoml(environ, program, *argv):
+    """Run a program where the real package is; its stdout."""
+    command = [BENTOML, "-c", program, *argv]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -156,23 +192,33 @@ def test_the_models_of_the_store_and_of_the_export_are_the_same(machine, built, 
         }
 
 
-def stock(context):
-    """What the image of `bentoml containerize` has at the Bento's path, but for the Dockerfile that is made anew."""
-    found = {}
-    for path in context.rglob("*"):
-        place = f"{ROOT}/{path.relative_to(context)}"
-        if path.is_symlink():
-            found[place] = os.readlink(path)  # noqa: PTH115 - as it is written
-        else:
-            found[place] = "folder" if path.is_dir() else digest(path)
-    found.pop(f"{ROOT}/env/docker/Dockerfile")
-    return found
+def test_two_commits_of_one_repository_are_resolved_out_of_one_model(machine, built, tmp_path):
+    (model,) = machine.json("bento", "push", "both")["models"]
+    assert model["name"] == f"acme/tiny:{COMMIT[:12]}-{OLDER[:12]}"
+    cache = tmp_path / "hf-models"
+    cache.mkdir()
+    machine.floe("model", "export", model["name"], cache / "models--acme--tiny")
+    environ = {"BENTOML_HOME": str(built / "home"), "BENTOML_HF_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
+    found = json.loads(bentoml({**os.environ, **environ, "BENTOML_DO_NOT_TRACK": "1"}, RESOLVE).splitlines()[-1])
+    assert [Path(path).name for path in found] == [COMMIT, OLDER]
+    for path, content in zip(found, (HUB, HUB_OLDER), strict=True):
+        assert {file.name: file.read_bytes() for file in Path(path).iterdir()} == content
+
+
+def listing(cri, pod, image):
+    """What a container has at the Bento's path, and its digest of the Dockerfile, which `bentoml containerize` makes anew."""
+    code, text = cri.run(pod, image, [PYTHON, "-c", LIST])
+    assert code == 0, text
+    found = json.loads(text.splitlines()[-1])
+    return found, found.pop(f"{ROOT}/env/docker/Dockerfile")
 
 
 def test_bentoml_serves_out_of_the_image(machine, built, tmp_path):
     site = BENTOML.parent.parent / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
     layers = [*app_layers("", site=site, bytecode=True), lambda tar: add(tar, "tmp", kind=tarfile.DIRTYPE, mode=0o1777)]
     image = build_oci(tmp_path / "base", layers, env=(*ENV, "HOME=/home/bentoml"), compression="none")
+    made = build_oci(tmp_path / "stock", [*layers, stock_layer(built / "context")], env=ENV, compression="none")
+    stock = machine.registry.push(made.source, "stock:v1")
     base, target = machine.registry.push(image.source, "python:3"), f"{machine.registry.host}/front:v1"
     machine.floe("bento", "image", "--plain-http", "front:v1", target, "--base", base)
     machine.floe("image", "index", "--plain-http", target)
@@ -186,12 +232,12 @@ def test_bentoml_serves_out_of_the_image(machine, built, tmp_path):
         stack.callback(daemon.stop)
         cri = daemon.cri()
         cri.pull(target)
+        cri.pull(stock)
         pod = cri.run_pod("bento")
-        code, text = cri.run(pod, target, [PYTHON, "-c", LIST])
-        assert code == 0, text
-        seen, wanted = json.loads(text.splitlines()[-1]), stock(built / "context")
-        dockerfile = seen.pop(f"{ROOT}/env/docker/Dockerfile")
+        wanted, _ = listing(cri, pod, stock)
+        seen, dockerfile = listing(cri, pod, target)
         assert dockerfile == digest(built / "home/bentos/front/v1/env/docker/Dockerfile")
+        assert wanted[f"{ROOT}/models/shared/1/weights.bin"] == digest(built / "home/models/shared/1/weights.bin")
         assert seen.keys() == wanted.keys()
         assert {path: (seen[path], wanted[path]) for path in seen if seen[path] != wanted[path]} == {}
         models = {

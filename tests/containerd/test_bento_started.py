@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import tarfile
 
 import pytest
 from support.bento import COMMIT, BentoStore, hub_entry, hub_model, with_models
 from support.containerd import each_version
 from support.floe_node import Node
-from support.images import add, build_oci, busybox
+from support.images import add, build_oci, busybox, files
 from support.other_node import started
 from support.registry import running_registry
 
@@ -87,6 +88,43 @@ def test_a_container_of_a_bento_has_its_models(version, machine, tmp_path):
             assert f"version: {reference.rpartition(':')[2]}" in text
         wanted = {f"{ROOT}/{path}": hashlib.md5(data).hexdigest() for path, data in expected(machine).items()}
         assert seen == [wanted, wanted]
+
+
+@each_version(older=pytest.mark.slow)
+def test_an_image_with_its_models_inside_runs_beside_one_without(version, machine, tmp_path):
+    """What was built before, as `bentoml containerize` does, on a node with Floe: unpacked, or lazily once it is indexed."""
+    inside = {f"{ROOT}/{path}"[1:]: data for path, data in expected(machine).items()}
+    hub = f"{ROOT}/hf-models/models--acme--tiny/snapshots/{COMMIT}"[1:]
+    links = {f"{hub}/{name}": f"../../blobs/{hashlib.sha256(data).hexdigest()}" for name, data in HUB.items()}
+    fill = files({name: data for name, data in inside.items() if name not in links})
+    layers = {}
+    for name in ("plain", "indexed"):
+
+        def old(tar, name=name):
+            add(tar, "etc/which", name.encode())  # a layer of its own for each
+            fill(tar)
+            for path, target in links.items():
+                add(tar, path, kind=tarfile.SYMTYPE, link=target, mode=0o777)
+
+        made = build_oci(tmp_path / name, [busybox(applets=APPLETS), old])
+        machine.registry.push(made.source, f"{name}:1")
+        layers[name] = made.layers[-1]["digest"]
+    plain, indexed = (f"{machine.registry.host}/{name}:1" for name in layers)
+    machine.floe("image", "index", "--plain-http", indexed)
+    new = publish(machine, "front", "front:v1")
+    wanted = {f"{ROOT}/{path}": hashlib.md5(data).hexdigest() for path, data in expected(machine).items()}
+    fetched = machine.registry.blob_requests()
+    with contextlib.ExitStack() as stack:
+        cri = started(stack, version, machine, tmp_path)[0].cri()
+        pod = cri.run_pod("bento")
+        for reference in (plain, indexed, new):
+            cri.pull(reference)
+            script = f"find {ROOT}/models {ROOT}/hf-models -type f -o -type l | sort | xargs md5sum"
+            code, text = cri.run(pod, reference, ["sh", "-c", script])
+            assert code == 0, text
+            assert dict(reversed(line.split(None, 1)) for line in text.splitlines()) == wanted
+    asked = machine.registry.blob_requests()[len(fetched) :]
+    assert (layers["plain"] in asked, layers["indexed"] in asked) == (True, False)
 
 
 @pytest.mark.slow

@@ -60,9 +60,9 @@ def listing(cri, reference):
     return tree_listing(cri, cri.run_container(cri.run_pod("listed"), reference, ["sleep", "1000"]))
 
 
-def traced(daemons, container, reference):
-    """The start of a container as its node knows it, by id and by image: its Prepare, after those of the layers."""
-    found = daemons.json("trace", container[:12])
+def traced(daemons, container, reference, containerd):
+    """The start of a container as its node knows it, by id and by image: its Prepare, after those of the layers, its first output."""
+    found = daemons.json("trace", container[:12], "--containerd-socket", containerd)
     assert found["key"].endswith(f"/{container}")
     # containerd 1.6 tells the image with disable_snapshot_annotations = false only; later the profile's source has the repository.
     assert found["name"] in (reference, reference.rpartition(":")[0], None)
@@ -70,6 +70,10 @@ def traced(daemons, container, reference):
     assert kinds.count("layer") == 3
     assert kinds[0] == "pull"
     assert kinds.index("container") > kinds.index("layer")
+    assert min(map(kinds.index, ("running", "first output"))) > kinds.index("container")
+    assert "first output" not in {
+        event["kind"] for event in daemons.json("trace", container)["events"]
+    }  # of another containerd
     assert all("lazily, tree" in event["what"] for event in found["events"] if event["kind"] == "layer")
     assert daemons.json("trace", reference)["key"] == found["key"]
     assert container[:40] in daemons.floe("trace").stdout
@@ -98,8 +102,9 @@ def test_indexed_image_equals_the_unpacked_one_and_downloads_no_layer(version, d
         told = daemons.json("status")
         assert told
         # kill -9 of the snapshotter, then of containerd: the container reads on, and new ones start.
-        container = cri.run_container(cri.run_pod("killed"), reference, ["sleep", "1000"])
-        traced(daemons, container, reference)
+        container = cri.run_container(cri.run_pod("killed"), reference, ["sh", "-c", "echo ready; sleep 1000"])
+        until(lambda: cri.logs(container) == "ready\n")
+        traced(daemons, container, reference, daemon.address)
         daemons.restart_snapshotter()
         assert tree_listing(cri, container) == expected
         daemon.kill()

@@ -1,4 +1,4 @@
-"""A model published as an image: mounted as a volume of pods (CRI, containerd 2.1), by ctr, and where there is no Floe."""
+"""A model published as an image: mounted as a volume of pods (CRI, containerd 2.1), beside CSI volumes, by ctr, and where there is no Floe."""
 
 import contextlib
 import ctypes
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.containerd import each_version, versions
+from support.csi import Driver
 from support.floe_node import Node, wait_until
 from support.images import build_oci, busybox
 from support.other_node import started
@@ -65,7 +66,7 @@ def placed_at(daemon, cri, name, image, **settings):
 
 
 @NEWEST
-def test_a_volume_of_two_pods_is_the_model_in_the_memory_of_its_mount(version, machine, tmp_path):
+def test_volumes_by_cri_and_csi_are_the_model_in_the_memory_of_its_mount(version, machine, tmp_path):
     attached = f"{machine.registry.host}/app:attached"
     machine.floe("image", "attach", "--plain-http", machine.app, attached, "--model", "weights:1=/model")
     with contextlib.ExitStack() as stack:
@@ -79,26 +80,30 @@ def test_a_volume_of_two_pods_is_the_model_in_the_memory_of_its_mount(version, m
         mountpoint = tmp_path / "host"
         daemons.floe("model", "mount", "weights:1", mountpoint)
         stack.callback(daemons.floe, "umount", mountpoint)
-        for place in (mountpoint, *places, beside):
+        driver = stack.enter_context(contextlib.closing(Driver(daemons)))
+        kubelet = driver.kubelet
+        targets = [kubelet.publish(kubelet.pod(), "weights:1", volume=volume) for volume in ("csi-1", "csi-2")]
+        for place in (mountpoint, *places, *targets, beside):
             assert content(place) == FILES
-        for place in (mountpoint, *places):
+        for place in (mountpoint, *places, *targets):
             with pytest.raises(OSError, match="Read-only file system"):
                 (place / "mine").touch()
         # One copy on the disk of all of them.
         packs = {pack["id"] for pack in machine.json("model", "show", "weights:1")["packs"]}
         assert {path.name for path in (daemons.cache / "packs").iterdir()} == packs
         # In memory what the mount read is the volumes', and what the attached layer read is its own.
-        host, one, two, other = (place / "weights.bin" for place in (mountpoint, *places, beside))
+        host, other = mountpoint / "weights.bin", beside / "weights.bin"
+        volumes = [place / "weights.bin" for place in (*places, *targets)]
         wait_until(lambda: forget(host) and forget(other))
-        assert (in_memory(one), in_memory(two)) == (0, 0)
+        assert [in_memory(one) for one in volumes] == [0] * 4
         host.read_bytes()
-        assert in_memory(one) > 0
-        assert in_memory(two) > 0
+        whole = -(-len(FILES["weights.bin"]) // mmap.PAGESIZE)
+        assert [in_memory(one) for one in volumes] == [whole] * 4
         assert in_memory(other) == 0
         wait_until(lambda: forget(host))
         other.read_bytes()
         assert in_memory(other) > 0
-        assert (in_memory(host), in_memory(one), in_memory(two)) == (0, 0, 0)
+        assert [in_memory(one) for one in (host, *volumes)] == [0] * 5
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What the pods of install/kubernetes run on a node, with a host, an API server and a systemd that are made up; what kustomize makes of it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from bootstrap.record import Record
 
 KUBERNETES = Path(__file__).resolve().parents[2] / "install/kubernetes"
 KUSTOMIZATIONS = sorted(path.parent for path in KUBERNETES.rglob("kustomization.yaml"))
+INDEXER = KUBERNETES / "examples/indexer"
 BOOTSTRAP = KUBERNETES.parent / "bootstrap-node.sh"
 (DAEMONSET,) = yaml.safe_load_all((KUBERNETES / "base/daemonset.yaml").read_text())
 INSTALL_ARGUMENTS = DAEMONSET["spec"]["template"]["spec"]["initContainers"][0]["args"]
@@ -33,17 +35,40 @@ sys.path.remove(str(KUBERNETES))
 # kustomize
 
 
-@pytest.mark.skipif(
+needs_kubectl = pytest.mark.skipif(
     not shutil.which("kubectl"), reason="no kubectl on this machine; tests/unit reads the files as they lie there"
 )
-@pytest.mark.parametrize("folder", KUSTOMIZATIONS, ids=lambda path: path.name)
-def test_kustomize_makes_manifests_of_it(folder):
+
+
+def kustomized(folder):
+    """The manifests that kubectl makes of a folder, each valid."""
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     found = [one for one in yaml.safe_load_all(done.stdout) if one]
     for one in found:
         kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
-    (daemonset,) = (one for one in found if one["kind"] == "DaemonSet")
+    return found
+
+
+@needs_kubectl
+def test_kustomize_makes_indexers():
+    found = kustomized(INDEXER)
+    (deployment,) = (one for one in found if one["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert all(one["image"].startswith("registry.example/floe-indexer:") for one in pod["containers"])
+    made = {(one["kind"], one["metadata"]["name"]) for one in found}
+    named = {("ConfigMap", one["configMapRef"]["name"]) for c in pod["containers"] for one in c["envFrom"]}
+    named |= {("Secret", one["secret"]["secretName"]) for one in pod["volumes"] if "secret" in one}
+    named.remove(("Secret", "floe-indexer-registry"))  # made of a Docker configuration, by hand
+    assert {kind for kind, _ in named} == {"ConfigMap", "Secret"}
+    assert named <= made
+
+
+@needs_kubectl
+@pytest.mark.parametrize("folder", [one for one in KUSTOMIZATIONS if one != INDEXER], ids=lambda path: path.name)
+def test_kustomize_makes_manifests_of_it(folder):
+    found = kustomized(folder)
+    (daemonset,) = (one for one in found if one["kind"] == "DaemonSet" and one["metadata"]["name"] == "floe")
     pod = daemonset["spec"]["template"]["spec"]
     containers = pod.get("initContainers", []) + pod["containers"]
     assert all(one["image"].startswith("registry.example/floe-installer:") for one in containers)
@@ -61,8 +86,33 @@ def test_kustomize_makes_manifests_of_it(folder):
     if folder.name == "preinstalled":
         assert volumes == {"state", "token"}
         assert "initContainers" not in pod
+    if folder.name == "csi":
+        assert pod["initContainers"][0]["args"][-1] == "--csi"
+        assert "CSIDriver" in kinds
     if folder.name == "s3":
         assert pod["initContainers"][0]["args"][-1] == "--format"
+
+
+@needs_kubectl
+@pytest.mark.parametrize("folder", ["examples/s3", "overlays/uninstall", "overlays/csi", "overlays/preinstalled"])
+def test_the_image_that_a_fleet_names_is_the_one_that_runs(folder, tmp_path):
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    fleet = tmp_path / "fleet"
+    fleet.mkdir()
+    image = {"name": "registry.example/floe-installer", "newName": "my.registry/team/floe", "newTag": "9.9.9"}
+    own = tmp_path / "kubernetes" / folder / "kustomization.yaml"
+    found = yaml.safe_load(own.read_text())
+    if "images" in found:  # it is edited, as it says
+        assert [one["name"] for one in found["images"]] == [image["name"]]
+        own.write_text(yaml.safe_dump({**found, "images": [image]}))
+        fleet = own.parent
+    else:
+        mine = {"resources": [f"../kubernetes/{folder}"], "images": [image]}
+        (fleet / "kustomization.yaml").write_text(yaml.safe_dump(mine))
+    pods = [one["spec"]["template"]["spec"] for one in kustomized(fleet) if one["kind"] == "DaemonSet"]
+    images = [one["image"] for pod in pods for one in (*pod.get("initContainers", ()), *pod["containers"])]
+    theirs = [name for name in images if "node-driver-registrar" not in name]
+    assert set(theirs) == {"my.registry/team/floe:9.9.9"}
 
 
 # the taint
@@ -174,9 +224,11 @@ def host(tmp_path):
     program(
         tmp_path / "bin/nsenter",
         f'for last; do :; done; echo "$*" >>{tmp_path}/asked\n'
-        f'case "$*" in *" -- cat /"*) exec cat "{tmp_path}/host$last" ;; esac; grep -qx "$last" {tmp_path}/active',
+        f'case "$*" in *" -- cat /"*) exec cat "{tmp_path}/host$last" ;;\n'
+        f'*" is-enabled "*) exec grep -qx "$last" {tmp_path}/enabled ;; esac; grep -qx "$last" {tmp_path}/active',
     )
-    (tmp_path / "active").write_text("")
+    for name in ("active", "enabled"):
+        (tmp_path / name).write_text("")
     return tmp_path
 
 
@@ -326,7 +378,9 @@ def test_a_host_that_is_not_mounted_and_an_unknown_word_are_refused(host):
 def watching(host):
     """A `node.sh watch`, and what makes it look again without its ten seconds. It has ended afterwards."""
     program(host / "bin/sleep", f"while [ ! -e {host}/go ]; do /bin/sleep 0.02; done; rm {host}/go")
-    process = subprocess.Popen([KUBERNETES / "node.sh", "watch"], stdout=subprocess.PIPE, text=True, env=environ(host))
+    process = subprocess.Popen(
+        [KUBERNETES / "node.sh", "watch"], stdout=subprocess.PIPE, text=True, env=environ(host), start_new_session=True
+    )
 
     def look_again():
         (host / "go").touch()
@@ -336,9 +390,9 @@ def watching(host):
     try:
         yield process
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with the sleep that it waits for, or left
         process.wait(10)
-        (host / "go").touch()  # for a sleep that it left, and no other one follows
         process.stdout.close()
 
 
@@ -357,11 +411,23 @@ def test_watch_says_ready_only_while_both_daemons_serve(host, watching):
         until(lambda wanted=wanted: ready.exists() == wanted and (host / "asked").exists())
     watching.send_signal(signal.SIGTERM)
     assert watching.wait(10) == 0
-    (host / "go").touch()
+    (host / "go").touch()  # for the sleep that it left, which has its output open
     assert watching.stdout.read().splitlines() == [
         f"floe-node: the daemons serve: {word}" for word in ("no", "yes", "no")
     ]
     assert "--target 1 --mount -- systemctl is-active --quiet floe-packfs" in (host / "asked").read_text()
+
+
+def test_watch_looks_at_the_csi_driver_where_it_is_installed(host, watching):
+    ready, daemons = host / "state/ready", "floe-packfs\nfloe-snapshotter\n"
+    (host / "enabled").write_text("floe-csi\n")
+    for active, wanted in ((daemons, False), (f"{daemons}floe-csi\n", True), (daemons, False)):
+        (host / "active").write_text(active)
+        watching.look_again()
+        until(lambda wanted=wanted: ready.exists() == wanted)
+    (host / "enabled").write_text("")
+    watching.look_again()
+    until(ready.exists)
 
 
 def test_watch_says_for_which_handler_the_node_was_configured(host, watching):
@@ -386,7 +452,7 @@ def test_watch_says_for_which_handler_the_node_was_configured(host, watching):
     assert ready.read_text() == ""
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -11,10 +11,12 @@ from support.snapshots import REF, Status, mounted, nodes, status
 
 from floe.store.errors import AccessDeniedError, DamagedError, DeadlineError, NotFoundError, UnavailableError
 from floe.store.ids import hexdigest
+from floe.store.spans import trace_hex
 from floe.store.stub import ANNOTATION, MARKER, Marker
 
 CHAIN = "sha256:" + "a" * 64
 CHAIN_2 = "sha256:" + "b" * 64
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
@@ -115,6 +117,29 @@ def test_layer_not_indexed_is_unpacked_and_counted(make, caplog):
     # Even indexed later: what is unpacked stays, another request becomes lazy.
     index(node, CHAIN)
     assert prepare(node, "k", CHAIN) is Status.ALREADY_EXISTS
+
+
+def test_lines_of_the_log_name_layer_image_and_the_trace_that_containerd_named(make, caplog):
+    node = make()
+    index(node, CHAIN)
+    image = {"containerd.io/snapshot/cri.image-ref": "registry.example/app:1"}
+    with caplog.at_level("INFO"):
+        node.client.metadata = (*node.client.metadata, ("traceparent", TRACEPARENT))
+        assert prepare(node, "lazy", CHAIN, **image) is Status.ALREADY_EXISTS
+        node.client.prepare("unpacked", "", {REF: CHAIN_2, **image})
+        (below,) = find(node, CHAIN)
+        node.client.metadata = node.client.metadata[:-1]
+        node.client.prepare("container", below.name)
+    lazy, unpacked, container = (
+        next(record for record in caplog.records if words in record.getMessage())
+        for words in ("served lazily", "the ordinary way", "container container is about to start")
+    )
+    trace = TRACEPARENT.split("-")[1]
+    assert (lazy.layer, lazy.image, lazy.trace) == (CHAIN, "registry.example/app:1", trace)
+    assert (unpacked.layer, unpacked.image, unpacked.trace) == (CHAIN_2, "registry.example/app:1", trace)
+    # Of one that named none it is the trace in which its spans would be.
+    assert (container.image, container.trace) == ("registry.example/app:1", trace_hex("container"))
+    assert trace_hex("container") != trace
 
 
 def test_concurrent_requests_for_one_layer_mount_it_once(make):
@@ -264,6 +289,19 @@ def test_stub_without_label_is_recognised_by_its_marker(make):
         assert (root / "file").read_text() == "weights"
 
 
+@pytest.mark.parametrize(
+    "more", [{"etc/app.conf": "mine"}, {"models/m/notes": "mine"}], ids=lambda more: next(iter(more))
+)
+def test_marker_in_a_layer_with_any_file_of_its_own_keeps_that_file(make, more):
+    """As where a builder squashed a few files of an application and the stub into one layer."""
+    node = make()
+    tree = index(node, "model", "weights")
+    unpack_stub(node, "squashed", tree, more=more)
+    with mounted(node.client.prepare("c", "squashed"), node.base) as root:
+        assert (root / "file").read_text() == "weights"
+        assert (root / next(iter(more))).read_text() == "mine"
+
+
 def test_above_a_stub_that_cannot_be_mounted_everything_is_unavailable(make):
     node = make()
     tree = index(node, "model", "weights")
@@ -370,11 +408,13 @@ def test_tree_that_cannot_be_remounted_is_counted_and_tried_at_next_use(make):
     node.layers.fail["fetch"] = UnavailableError("down")
     node.start()
     assert [snapshot.name for snapshot in node.failed] == [found.name]
-    assert node.snapshotter.metrics().remount_failures == 1
+    assert (node.snapshotter.metrics().remount_failures, node.snapshotter.metrics().unmounted) == (1, 1)
     node.client.prepare("ordinary", "")
     assert status(node.client.prepare, "c", found.name) is Status.UNAVAILABLE
+    assert node.snapshotter.metrics().unmounted == 1
     del node.layers.fail["fetch"]
     assert node.snapshotter.remount(node.failed) == []
+    assert (node.snapshotter.metrics().remount_failures, node.snapshotter.metrics().unmounted) == (1, 0)
     node.client.prepare("c", found.name)
 
 
@@ -471,6 +511,7 @@ def test_trees_given_up_at_start_are_logged_and_counted(make, monkeypatch, caplo
     with caplog.at_level("WARNING"):
         node.start()
     assert len(node.failed) == 2
-    assert node.snapshotter.metrics().remount_failures == 2
+    assert (node.snapshotter.metrics().remount_failures, node.snapshotter.metrics().unmounted) == (2, 2)
     assert "2 snapshots" in caplog.text
     assert node.snapshotter.remount(node.failed) == []
+    assert node.snapshotter.metrics().unmounted == 0

@@ -12,7 +12,7 @@ from support.snapshots import Node, Status, mounted, status
 from floe.snapshotter.metastore import Metastore
 from floe.snapshotter.mounts import GID_MAPPING, UID_MAPPING
 from floe.snapshotter.schema import SCHEMA_VERSION
-from floe.snapshotter.service import LIST_BLOCK
+from floe.snapshotter.service import LIST_BLOCK, server
 from floe.store.errors import BadInputError, BusyError, DamagedError, NoSpaceError, UnsupportedError
 
 
@@ -131,9 +131,9 @@ def test_image_volumes_get_plain_mounts(node):
 
 
 def test_second_server_on_a_socket_is_refused(node):
-    server = type(node.server)(node.config.address, node.snapshotter)
+    second = server(node.config.address, node.snapshotter)
     with pytest.raises(BusyError, match="another process listens"):
-        server.start()
+        second.start()
     node.client.prepare("still served", "")
 
 

@@ -162,7 +162,7 @@ def test_the_node_s_own_disk_is_no_failing_store(make, error):
     del node.layers.fail["resolve"]
     node.snapshotter.resolver.breaker._cool_down = 0
     assert status(node.client.prepare, "k2", "", {REF: chain}) is Status.OK
-    assert node.snapshotter.metrics().breaker == "open"
+    assert node.snapshotter.metrics().breaker == "probing"
     assert node.snapshotter.metrics().fallbacks["cache"] == 2
     del node.layers.fail["fetch"]
     assert status(node.client.prepare, "k3", "", {REF: chain}) is Status.ALREADY_EXISTS

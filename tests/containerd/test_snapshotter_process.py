@@ -18,7 +18,7 @@ import grpc
 import pytest
 from support.snapshots import DirectoryLayers, SnapshotsClient, status
 
-from floe.snapshotter import service
+from floe.rpc import server as rpc_server
 from floe.snapshotter.config import SnapshotterConfig
 from floe.snapshotter.daemon import run
 from floe.snapshotter.snapshotter import Figures, Snapshotter
@@ -189,7 +189,7 @@ def test_a_stop_waits_for_a_clean_up_to_end_early(tmp_path):
     real_unlink = os.unlink
     server = threading.Thread(target=run, args=(config, layers, stop))
     with pytest.MonkeyPatch.context() as patch, SnapshotsClient(config.address) as client:
-        patch.setattr(service, "GRACE", 0.1)
+        patch.setattr(rpc_server, "GRACE", 0.1)
         server.start()
         uppers = [Path(client.prepare(key, "")[0].source) for key in ("old", "young")]
         for upper in uppers:
@@ -283,7 +283,7 @@ def test_one_whose_database_fails_lives_on_and_says_so(tmp_path, monkeypatch, ca
 
 def test_a_signal_that_another_thread_gets_stops_it():
     script = (
-        "import signal; from floe.snapshotter.daemon import _stop_signal; stop = _stop_signal();"
+        "import signal; from floe.store.stopsignal import stop_signal; stop = stop_signal();"
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}); print(flush=True); stop.wait()"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)

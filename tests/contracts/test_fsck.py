@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from support.images import add, build_oci
 from support.somestore import catalog, everything, google, make_model, push, url
-from support.stores import LastByteFlipStore
+from support.stores import LastByteFlipStore, StoreWrapper
 from support.trees import read_packs, read_tree
 
 from floe.cli.main import main
@@ -190,6 +190,60 @@ def test_a_pack_that_a_push_relies_on_is_not_removed(catalog, tmp_path):
     protection.close()
     Repairer(catalog).repair(found.faults)
     assert found.faults[0].repair == "removed"
+
+
+@ONE_STORE
+def test_a_pack_that_was_healed_since_it_was_checked_is_not_removed(catalog, tmp_path):
+    """Between the two may lie hours."""
+    pack = push(catalog, make_model(tmp_path, "a", 5000, CHUNK + 100), "a").manifest.packs[0]
+    key = layout.pack_key(pack.id)
+    whole = bytes(catalog.store.get(key))
+    for damage in (lambda: flip(catalog.store, key), lambda: catalog.store.put(key, whole[:-1])):
+        damage()
+        found = check(catalog, deep=True)
+        catalog.store.put(key, whole)
+        Repairer(catalog).repair(found.faults)
+        assert [(fault.repair, fault.repaired) for fault in found.faults] == [("healed meanwhile", True)]
+        assert check(catalog, deep=True).faults == []
+
+
+@ONE_STORE
+@pytest.mark.parametrize("comes_to", ["indexes/", "chunks/", "packs/"])
+def test_what_was_collected_while_it_was_checked_is_no_damage(catalog, tmp_path, comes_to):
+    push(catalog, make_model(tmp_path, "a", 5000), "a")
+    catalog.remove_model(ModelRef("a"))
+
+    class Collected(StoreWrapper):
+        def get(self, key, start=0, length=None):
+            if key.startswith(comes_to):
+                for prefix in ("indexes", "chunks", "packs"):  # as `floe gc` does it
+                    for info in list(self.inner.list(prefix)):
+                        self.inner.delete(info.key)
+            return self.inner.get(key, start, length)
+
+    assert check(Catalog(Collected(catalog.store), open_index(None)), deep=True).faults == []
+
+
+@FOLDER
+def test_names_that_nobody_can_read_are_told_and_can_be_removed(catalog, url, tmp_path, monkeypatch, capsys):
+    for name, value in {"CONFIG": "", "INDEX": "none", "STORE": url, "CACHE_DIR": f"{tmp_path}/cache"}.items():
+        monkeypatch.setenv(f"FLOE_{name}", value)
+    push(catalog, make_model(tmp_path, "a", 5000), "a")
+    digest = "sha256:" + "ab" * 32
+    keys = [layout.model_ref_key(ModelRef("x", "1")), layout.image_ref_key(digest), layout.attachment_ref_key(digest)]
+    keys.append("refs/images/README")
+    for key in keys:
+        catalog.store.put(key, b"garbage")
+    assert {fault.key for fault in check(catalog).faults} == set(keys)
+    assert main(["gc"]) == 1
+    assert main(["model", "rm", "x:1"]) == 0
+    assert "could not be read" in capsys.readouterr().out
+    assert main(["image", "rm", digest]) == 0
+    assert main(["image", "rm", digest]) == 1
+    assert {fault.key for fault in check(catalog).faults} == set(keys[3:])
+    push(catalog, make_model(tmp_path, "b", 5000), "b")  # a stranger's object keeps nobody from pushing
+    catalog.store.put("packs/README", b"")
+    push(Catalog(open_store(url), open_index(None)), make_model(tmp_path, "c", 5000), "c")
 
 
 @ONE_STORE

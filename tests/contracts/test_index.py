@@ -3,6 +3,7 @@
 Redis's own promises are in test_redis_index.py.
 """
 
+import contextlib
 import logging
 import multiprocessing
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support import redis_server
+from support.floe_node import wait_until
 
 from floe.store.errors import BadInputError, UnavailableError
 from floe.store.ids import digest, hexdigest
@@ -108,6 +110,58 @@ def test_a_pack_may_be_added_again(index):
 def test_a_pack_without_chunks_is_known(index):
     index.add_pack(ONE, [])
     assert index.pack_ids() == {ONE}
+
+
+def test_notes_are_listed_by_topic_replaced_and_taken_away(index):
+    assert index.notes("nodes") == {}
+    index.put_note("nodes", "a.example", b"1", 60)
+    index.put_note("nodes", "b", bytes(range(256)), 60)
+    index.put_note("orders", "a.example", b"", 60)
+    index.put_note("nodes", "a.example", b"2", 60)
+    assert {name: note.data for name, note in index.notes("nodes").items()} == {
+        "a.example": b"2",
+        "b": bytes(range(256)),
+    }
+    assert [note.data for note in index.notes("orders").values()] == [b""]
+    index.delete_note("nodes", "b")
+    index.delete_note("nodes", "b")
+    assert list(index.notes("nodes")) == ["a.example"]
+
+
+def test_a_note_is_gone_when_its_time_is_over_and_can_come_again(index):
+    index.put_note("nodes", "short", b"1", 0.05)
+    index.put_note("nodes", "long", b"2", 60)
+    wait_until(lambda: list(index.notes("nodes")) == ["long"])
+    index.put_note("nodes", "short", b"3", 60)
+    assert {name: note.data for name, note in index.notes("nodes").items()} == {"short": b"3", "long": b"2"}
+
+
+def test_notes_tell_how_old_they_are(index):
+    index.put_note("nodes", "first", b"", 60)
+    wait_until(lambda: index.notes("nodes")["first"].age > 0.2)
+    index.put_note("nodes", "second", b"", 600)
+    ages = {name: note.age for name, note in index.notes("nodes").items()}
+    assert 0 <= ages["second"] < ages["first"] < 60
+    index.put_note("nodes", "first", b"", 60)
+    assert index.notes("nodes")["first"].age < ages["first"]
+
+
+def test_another_process_reads_the_notes(index, other):
+    index.put_note("nodes", "a", b"1", 60)
+    assert other.notes("nodes")["a"].data == b"1"
+    other.delete_note("nodes", "a")
+    assert index.notes("nodes") == {}
+
+
+def test_stores_have_notes_of_their_own(index, opening):
+    if opening is None:
+        pytest.skip("an index in memory is one process's own")
+    index.put_note("nodes", "a", b"1", 60)
+    with contextlib.closing(opening()) as another:
+        another.bind("store-b")
+        assert another.notes("nodes") == {}
+        another.put_note("nodes", "b", b"2", 60)
+        assert list(another.notes("nodes")) == ["b"]
 
 
 def test_refs_are_kept_replaced_and_forgotten(index):

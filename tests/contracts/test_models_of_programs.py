@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from safetensors.numpy import save, save_file
 from support.somestore import catalog, google, url
 
@@ -21,7 +25,8 @@ from floe.cli.main import main
 from floe.client.filesystem import FloeFileSystem
 from floe.store import layout
 from floe.store.catalog import Catalog
-from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError
+from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError, UnsupportedError
+from floe.store.ids import ModelRef, hexdigest
 from floe.store.index import open_index
 from floe.store.nodes import CHUNK
 from floe.store.objects import open_store
@@ -165,6 +170,31 @@ def test_another_process_reads_through_the_same_cache_and_so_does_a_child(store,
 
 
 @FOLDER
+def test_a_child_reads_on_when_its_parent_has_ended_and_so_do_others(store, options, tmp_path):
+    """As a program does that becomes a daemon: what the parent held of the cache must not be held by the child."""
+    make(tmp_path / "m")
+    store.push(tmp_path / "m", "iris")
+    store.close()
+    script = (
+        "import json, os, sys, time, floe\n"
+        "given = json.loads(sys.argv[1])\n"
+        "store = floe.open_store(given.pop('store'), **given)\n"
+        "model = store.model('iris')\n"
+        "model.read('config.json')\n"
+        "parent = os.getpid()\n"
+        "if os.fork():\n"
+        "    os._exit(0)\n"
+        "while os.getppid() == parent:\n"
+        "    time.sleep(0.01)\n"
+        "print(len(model.read('large')), flush=True)\n"
+    )
+    argv = [sys.executable, "-W", "ignore", "-c", script, json.dumps(options)]
+    for _ in range(2):
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        assert done.stdout.strip() == str((tmp_path / "m" / "large").stat().st_size), done.stderr
+
+
+@FOLDER
 def test_damage_is_never_handed_out_and_export_leaves_nothing(store, catalog, tmp_path, flags, capsys):
     make(tmp_path / "m")
     pushed = store.push(tmp_path / "m", "iris")
@@ -255,6 +285,56 @@ def test_fsspec_lists_and_reads(store, options, tmp_path):
     files._store.close()
 
 
+@NOT_MEMORY
+def test_fsspec_lists_what_is_beside_a_link_that_leads_nowhere(store, options, tmp_path):
+    make(tmp_path / "m")
+    store.push(tmp_path / "m", "iris")
+    model = store.model("iris")
+    store.close()
+    files = FloeFileSystem(**options, skip_instance_cache=True)
+    stat = type(model).stat
+
+    def broken(self, path=""):  # no push takes such a link; weights that were detached from an image bring theirs
+        if path == "sub/up":
+            raise BadInputError("'sub/up' leads out of iris")
+        return stat(self, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "stat", broken)
+        assert sorted(files.ls("iris:latest/sub", detail=False)) == ["iris:latest/sub/table.csv", "iris:latest/sub/up"]
+        assert "iris:latest/sub/table.csv" in files.find("iris:latest")
+        assert {one["type"] for one in files.ls("iris:latest/sub") if one["name"].endswith("up")} == {"other"}
+    with files.open("iris:latest/config.json") as file:
+        inner = file.raw._file
+    assert inner.closed
+    files._store.close()
+
+
+@FOLDER
+def test_fsspec_s_own_ways_of_reading(store, options, tmp_path):
+    """By URL, ranges at once, pickled into other processes, and awaited: what pandas, datasets and dask do with it."""
+    make(tmp_path / "m")
+    store.push(tmp_path / "m", "iris:v1")
+    store.close()
+    url, large = "floe://iris:v1/large", (tmp_path / "m" / "large").read_bytes()
+    with fsspec.open("floe://iris:v1/sub/table.csv", "rt", **options) as text:
+        assert text.readlines() == ["a,b\n", "1,2\n", "3,4\n"]
+    files, path = fsspec.url_to_fs(url, **options)
+    starts, ends = [0, len(large) - 5, CHUNK - 1], [4, None, CHUNK + 1]
+    wanted = [large[start:end] for start, end in zip(starts, ends, strict=True)]
+    assert files.cat_ranges([path] * 3, starts, ends) == wanted
+    (failure,) = files.cat_ranges(["iris:v1/no"], [0], [1], on_error="return")
+    assert isinstance(failure, FileNotFoundError)
+    assert pickle.loads(pickle.dumps(files)) is files  # one object for the same settings
+    script = "import pickle, sys; print(len(pickle.load(sys.stdin.buffer).cat_file('iris:v1/large')))"
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, input=pickle.dumps(files), capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, str(len(large)).encode()), done.stderr
+    waiting = AsyncFileSystemWrapper(files, asynchronous=True)
+    assert asyncio.run(waiting._cat_ranges([path] * 3, starts, ends)) == wanted
+    files._store.close()
+
+
 def test_fsspec_finds_it_by_its_entry_point():
     assert fsspec.get_filesystem_class("floe") is FloeFileSystem
 
@@ -273,6 +353,8 @@ HEADERS = [
             b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}',
             b'{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}',
             b'{"a":{"dtype":"F32","shape":[1]}}',
+            b'{"__metadata__":null}',
+            b'{"__metadata__":[1]}',
             b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[2],"data_offsets":[3,5]}}',
         )
     ),
@@ -303,6 +385,33 @@ def test_tensors_of_a_path_as_the_library_reads_them(tmp_path):
     assert len(floe.SafeTensors(io.BytesIO(save({})))) == 0
 
 
+def test_tensors_for_torch_are_made_of_the_file_s_bytes_in_their_own_type(monkeypatch):
+    """What torch is asked: no torch is installed here."""
+    made = SimpleNamespace(reshape=lambda shape: ("shaped", shape))
+    asked = []
+    torch = SimpleNamespace(
+        bfloat16="bf16",
+        frombuffer=lambda data, dtype: asked.append((bytes(data), dtype)) or made,
+        empty=lambda shape, dtype: ("empty", shape, dtype),
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    header = json.dumps(
+        {
+            "a": {"dtype": "BF16", "shape": [1, 2], "data_offsets": [0, 4]},
+            "none": {"dtype": "BF16", "shape": [0], "data_offsets": [4, 4]},
+            "small": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [4, 5]},
+        }
+    ).encode()
+    file = floe.SafeTensors(io.BytesIO(len(header).to_bytes(8, "little") + header + b"\1\2\3\4\5"))
+    assert file.tensor("a", "torch") == ("shaped", (1, 2))
+    assert asked == [(b"\1\2\3\4", "bf16")]
+    assert file.tensor("none", "torch") == ("empty", (0,), "bf16")
+    with pytest.raises(UnsupportedError, match="F8_E4M3"):  # which this torch is too old for
+        file.tensor("small", "torch")
+    with pytest.raises(BadInputError, match="jax"):
+        file.tensor("a", "jax")
+
+
 @NOT_MEMORY
 def test_a_copy_is_whole_and_sends_nothing_twice(store, catalog, tmp_path, flags, capsys):
     make(tmp_path / "m")
@@ -323,6 +432,22 @@ def test_a_copy_is_whole_and_sends_nothing_twice(store, catalog, tmp_path, flags
 
 
 @FOLDER
+def test_a_copy_has_the_bytes_of_a_manifest_that_a_later_floe_wrote(store, catalog, tmp_path, flags):
+    make(tmp_path / "m")
+    pushed = store.push(tmp_path / "m", "iris")
+    later = json.loads(bytes(catalog.manifest_bytes(pushed.digest))) | {"later": {"more": 1}}
+    data = json.dumps(later).encode()
+    digest = hexdigest(data)
+    catalog.store.put(layout.manifest_key(digest), data)
+    catalog.move_model(ModelRef("iris", "later"), digest, None)
+    assert main(["model", "copy", "iris:later", f"file://{tmp_path}/away", *flags]) == 0
+    copied = Catalog(open_store(f"file://{tmp_path}/away"), open_index(None))
+    assert copied.resolve_model(ModelRef("iris", "later"))[0] == digest
+    assert bytes(copied.manifest_bytes(digest)) == data
+    copied.close()
+
+
+@FOLDER
 def test_what_is_damaged_is_not_copied(store, catalog, tmp_path, flags):
     make(tmp_path / "m")
     pushed = store.push(tmp_path / "m", "iris")
@@ -334,6 +459,50 @@ def test_what_is_damaged_is_not_copied(store, catalog, tmp_path, flags):
     assert not (tmp_path / "away" / "refs").exists()
     assert not (tmp_path / "away" / "packs").exists()
     assert main(["model", "copy", "iris", "nowhere", *flags]) == 2
+
+
+@NOT_MEMORY
+def test_what_a_tag_named_when_and_who_moved_it(store, catalog, tmp_path, flags, capsys):
+    make(tmp_path / "m")
+    first = store.push(tmp_path / "m", "org/iris:v1")
+    store.push(tmp_path / "m", "org/iris:v1")  # which moves nothing
+    (tmp_path / "m" / "new").write_bytes(b"new")
+    second = store.push(tmp_path / "m", "org/iris:v1")
+    assert main(["model", "tag", f"org/iris@{first.digest}", "org/iris:live", *flags]) == 0
+    assert main(["model", "tag", "org/iris:v1", "iris:v1", *flags]) == 0
+    capsys.readouterr()
+
+    def history(name, code=0):
+        assert main(["model", "history", name, "--json", *flags]) == code
+        return json.loads(capsys.readouterr().out)
+
+    now, before = history("org/iris:v1")
+    assert (now["manifest"], before["manifest"]) == (second.digest, first.digest)
+    assert (now["since"], now["until"]) == (second.updated, None)
+    assert (before["since"], before["until"]) == (first.updated, second.updated)
+    assert [move["stored"] for move in (now, before)] == [True, True]
+    assert all(move["by"].endswith(f"@{socket.gethostname()}") for move in (now, before))
+    assert sorted((move["ref"], move["until"] is None) for move in history("Org/Iris")) == [
+        ("org/iris:live", True),
+        ("org/iris:v1", False),
+        ("org/iris:v1", True),
+    ]
+    # Back to what it was, by what the history says.
+    assert main(["model", "tag", f"org/iris@{before['manifest']}", "org/iris:v1", *flags]) == 0
+    capsys.readouterr()
+    assert [move["manifest"] for move in history("org/iris:v1")] == [first.digest, second.digest, first.digest]
+    catalog.store.delete(layout.manifest_key(second.digest))
+    assert [move["stored"] for move in history("org/iris:v1")] == [True, False, True]
+    assert main(["model", "history", "org/iris", *flags]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["TAG", "DIGEST", "SINCE", "UNTIL", "BY", "STORED"]
+    assert sum(second.digest in line and line.endswith("no") for line in table) == 1
+    assert sum(" now " in line for line in table) == 2
+    for name, code in (("org/iris:v9", 1), ("nobody", 1), (f"org/iris@{first.digest}", 2)):
+        assert main(["model", "history", name, *flags]) == code
+        assert "hint" in capsys.readouterr().err
+    catalog.store.put("refs/models/org/iris/spoilt", b"{]")
+    assert len(history("org/iris", code=1)) == 4
 
 
 @FOLDER

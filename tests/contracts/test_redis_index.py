@@ -6,7 +6,7 @@ import time
 
 import pytest
 import redis
-from support import redis_server
+from support import ports, redis_server
 from support.fake_redis import FakeRedis
 
 from floe.store.catalog import Catalog
@@ -95,6 +95,12 @@ def use_everything(index):
     index.delete_ref(REF)
     index.put_ref(REF, b"1")
     index.remove_packs([TWO])
+    for topic in ("nodes", "orders"):
+        index.put_note(topic, "a", b"1", 0.01)
+        index.put_note(topic, "b", b"1", 60)
+    time.sleep(0.05)  # by Redis' clock: its expiry is what is waited for
+    assert list(index.notes("nodes")) == ["b"]
+    index.delete_note("nodes", "b")
 
 
 # Keys and commands
@@ -106,7 +112,9 @@ def test_one_prefix_one_database_one_tag(server, opened):
         names = [name.decode() for name in client.scan_iter()]
         assert list(client.info("keyspace")) == ["db0"]
     assert len(names) > 1000
-    assert all(re.fullmatch(r"floe:[0-9a-f]{12}:[pcrf]\{[^{}]+\}([0-9a-f]{2})?", name) for name in names)
+    assert all(
+        re.fullmatch(r"floe:[0-9a-f]{12}:([pcrf]\{[^{}]+\}([0-9a-f]{2})?|n\{[a-z]+\}[ab]?)", name) for name in names
+    )
     server.empty()
     use_everything(opened(server.url("prefix=team-a")))
     with contextlib.closing(server.client()) as client:
@@ -288,6 +296,37 @@ def test_a_node_s_user_reads_and_its_refused_write_is_said_once(cluster, opened,
         node.add_pack(ONE, chunks(1))
     assert "ACL" in caught.value.hint
     assert index_status(cluster.url(user="node"), "store-a", 10)["state"] in ("ok", "empty")
+
+
+def test_a_node_s_user_says_how_it_is_and_gives_no_orders(cluster, opened):
+    operator, node = opened(cluster.url()), opened(cluster.url(user="node"))
+    for topic in ("nodes", "warm"):
+        node.put_note(topic, "a", b"1", 60)
+        assert operator.notes(topic)["a"].data == b"1"
+        with pytest.raises(UnavailableError, match="refused a command"):
+            node.delete_note(topic, "a")
+    operator.put_note("orders", "x", b"2", 60)
+    assert node.notes("orders")["x"].data == b"2"
+    for name in ("x", "y"):
+        with pytest.raises(UnavailableError, match="refused a command"):
+            node.put_note("orders", name, b"3", 60)
+    assert {name: note.data for name, note in operator.notes("orders").items()} == {"x": b"2"}
+
+
+def test_names_of_notes_that_expired_are_taken_out_by_who_may(cluster, opened):
+    operator, node = opened(cluster.url()), opened(cluster.url(user="node"))
+    node.put_note("nodes", "gone", b"", 0.01)
+    node.put_note("nodes", "here", b"", 60)
+    names = Keys("floe", "store-a").notes("nodes")
+    redis_server.wait_for(lambda: list(node.notes("nodes")) == ["here"])
+
+    def left():
+        with contextlib.closing(index_module.Link(RedisAddress.parse(cluster.url()), 10)) as link:
+            return set(link.server(10).client.hgetall(names))
+
+    assert left() == {b"gone", b"here"}  # the node's user may not
+    assert list(operator.notes("nodes")) == ["here"]
+    assert left() == {b"here"}
 
 
 def test_another_prefix_is_out_of_reach(cluster, opened):
@@ -537,7 +576,7 @@ def test_sentinel_with_tls_and_a_password_of_its_own(tmp_path, opened):
 
 
 def test_any_of_several_seeds_will_do(server, opened):
-    dead = redis_server.free_port()
+    dead = ports.low_port()
     index = opened(redis_server.address([dead, server.port]))
     index.put_ref(REF, b"1")
     assert index.get_ref(REF) == b"1"

@@ -12,12 +12,12 @@ import zipfile
 import pytest
 from support import images
 from support.bento import COMMIT, BentoStore, hub_entry, hub_model, with_models
-from support.registry import running_registry
+from support.registry import Front, running_registry
 
 from floe.ingest.bento.archive import unpack
 from floe.ingest.bento.files import OWNER
 from floe.ingest.bento.find import find_models, latest_files, open_bento
-from floe.ingest.bento.image import write_image
+from floe.ingest.bento.image import prepare_image
 from floe.ingest.bento.push import push_models
 from floe.ingest.model import push_model
 from floe.ingest.oci import source as sources
@@ -26,7 +26,14 @@ from floe.ingest.oci.opening import open_source
 from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.erofs_reader import read_image
-from floe.store.errors import BadInputError, DamagedError, NotFoundError, SourceChangedError, UnsupportedError
+from floe.store.errors import (
+    AccessDeniedError,
+    BadInputError,
+    DamagedError,
+    NotFoundError,
+    SourceChangedError,
+    UnsupportedError,
+)
 from floe.store.ids import ModelRef
 from floe.store.index import open_index
 from floe.store.nodes import find, walk
@@ -35,6 +42,7 @@ from floe.store.stub import ANNOTATION
 from floe.store.treeobject import decode_tree
 
 ROOT = "/home/bentoml/bento"
+OTHER = "fedcba9876543210fedcba9876543210fedcba98"
 
 
 @pytest.fixture
@@ -65,8 +73,9 @@ def work(tmp_path):
             folder = tmp_path / f"layer-{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             with open_bento(str(text), home, self.spool) as bento:
-                pushed = push_models(catalog, bento, find_models(bento, self.hub), spool_dir=self.spool)
-                return write_image(catalog, bento, pushed, base, target, has_files=has_files, folder=folder, **options)
+                models = find_models(bento, self.hub)
+                with prepare_image(catalog, bento, models, base, target, has_files=has_files, **options) as prepared:
+                    return prepared.write(push_models(catalog, bento, models, spool_dir=self.spool), folder)
 
     return Work()
 
@@ -415,6 +424,95 @@ def test_a_model_of_the_hub_that_is_not_here(store, work, catalog):
     assert list(catalog.store.list("refs/models")) == []
 
 
+def two_commits(*more):
+    return with_models(2, "".join(hub_entry("Acme/Tiny", revision=commit) for commit in (COMMIT, OTHER, *more)))
+
+
+def test_two_commits_of_one_repository_are_one_model(store, work, catalog):
+    """As they lie in one folder of the hub's cache."""
+    store.bento(2, yaml=two_commits())
+    top = hub_model(work.hub, "Acme/Tiny", {"model.safetensors": b"w" * 9000, "config.json": b"{}"})
+    hub_model(work.hub, "Acme/Tiny", {"model.safetensors": b"v" * 9000, "config.json": b"{}"}, commit=OTHER, ref="v1")
+    hub_model(work.hub, "Acme/Tiny", {"model.safetensors": b"u" * 9000}, commit="e" * 40, ref="v0")
+    model, *_ = work.push(catalog, "front", store.home)
+    assert str(model.ref) == f"acme/tiny:{COMMIT[:12]}-{OTHER[:12]}"
+    tree = read_image(decode_tree(catalog.store.get(layout.tree_key(tree_of(catalog, model))), tree_of(catalog, model)))
+    names = {os.fsdecode(path).strip("/") for path, node in walk(tree) if not node.is_dir}
+    assert {name for name in names if not name.startswith("blobs/")} == {
+        *(f"snapshots/{commit}/{name}" for commit in (COMMIT, OTHER) for name in ("model.safetensors", "config.json")),
+        "refs/main",
+        "refs/v1",
+    }
+    assert sum(name.startswith("blobs/") for name in names) == 3  # one of them belongs to both
+    assert top.name == "models--Acme--Tiny"
+    assert work.push(catalog, "front", store.home)[0].reused
+    # A Bento with one of them has a model of its own, of the same content.
+    store.bento(2, tag="other:v9", yaml=with_models(2, hub_entry("Acme/Tiny")))
+    alone = work.push(catalog, "other", store.home)[0]
+    assert (str(alone.ref), alone.reused, alone.new_bytes) == (f"acme/tiny:{COMMIT}", False, 0)
+
+
+def test_two_commits_in_an_image(store, work, catalog, tmp_path):
+    store.bento(2, yaml=two_commits())
+    for commit, ref in ((COMMIT, "main"), (OTHER, "v1")):
+        hub_model(work.hub, "Acme/Tiny", {"w": commit.encode()}, commit=commit, ref=ref)
+    made = work.image(catalog, "front", store.home, base_image(tmp_path / "base"), f"oci:{tmp_path}/out:1")
+    _, models = image_of(made.result.target)
+    place = f"{ROOT}/hf-models/models--acme--tiny"
+    tree = tree_at(catalog, models[place].tree, f"{place}/snapshots")
+    assert set(tree.children) == {COMMIT.encode(), OTHER.encode()}
+
+
+def test_one_of_two_commits_that_is_not_here(store, work, catalog):
+    store.bento(2, yaml=two_commits())
+    hub_model(work.hub, "Acme/Tiny", {"w": b"w"})
+    with pytest.raises(NotFoundError, match=f"needs acme/tiny at {OTHER}, which is not in") as caught:
+        work.push(catalog, "front", store.home)
+    # Into the folder that has the other one.
+    assert caught.value.hint.startswith(f"`hf download Acme/Tiny --revision {OTHER}`; ")
+    assert list(catalog.store.list("")) == []
+
+
+def test_more_commits_than_a_tag_has_room_for(store, work, catalog):
+    commits = [f"{number:x}" * 40 for number in range(9)]
+    for commit in commits:
+        hub_model(work.hub, "Acme/Tiny", {"w": commit.encode()}, commit=commit)
+    for count in (8, 9):
+        entries = "".join(hub_entry("Acme/Tiny", revision=commit) for commit in commits[:count])
+        store.bento(2, tag=f"many:v{count}", yaml=with_models(2, entries))
+    model = work.push(catalog, "many:v8", store.home)[0]
+    assert model.ref.tag == "-".join(commit[:7] for commit in commits[:8])
+    with pytest.raises(BadInputError, match="names 9 commits of acme/tiny"):
+        work.push(catalog, "many:v9", store.home)
+
+
+def test_a_commit_with_and_without_some_of_its_files_is_one_model(store, work):
+    """BentoML lists a model once for each choice of files; its cache has them in one folder."""
+    again = (
+        hub_entry("Acme/Tiny").replace("include: null", "include: ['*.json']").replace("acme--tiny:", "acme--tiny:0")
+    )
+    store.bento(2, yaml=with_models(2, hub_entry("Acme/Tiny") + again))
+    hub_model(work.hub, "Acme/Tiny", {"w": b"w"})
+    with open_bento("front", store.home, work.spool) as bento:
+        found = [model.place for model in find_models(bento, work.hub)]
+    assert found == ["hf-models/models--acme--tiny", "models/own/b2", "models/shared/1"]
+
+
+def test_what_a_later_model_cannot_be_stops_all(store, work, catalog, tmp_path):
+    store.bento(2)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/w").write_text("mine")
+    push_model(catalog, tmp_path / "mine", ModelRef.parse("shared:1"), spool_dir=work.spool)
+    stored = {found.key for found in catalog.store.list("")}
+    with pytest.raises(BadInputError, match="was pushed by other means"):
+        work.push(catalog, "front", store.home)
+    catalog.remove_model(ModelRef.parse("shared:1"))
+    os.mkfifo(store.home / "models/shared/1/fifo")
+    with pytest.raises(BadInputError, match="fifo is a fifo"):
+        work.push(catalog, "front", store.home)
+    assert {found.key for found in catalog.store.list("")} <= stored
+
+
 def test_the_latest_version_is_the_one_that_was_created_last(store, work):
     for version, created in (("a", "2026-01-02"), ("c", "2026-01-03"), ("b", "2026-01-01")):
         store.model(f"m:{version}", {"w": b"w"}, created=f"{created}T00:00:00+00:00")
@@ -586,21 +684,75 @@ def a_strange_path(store, work, catalog, tmp_path):
 def test_bases_that_are_refused(store, work, catalog, tmp_path, make, message):
     store.bento(2)
     base = make(store, work, catalog, tmp_path)
+    stored = {found.key for found in catalog.store.list("")}
     with pytest.raises(BadInputError, match=message):
         work.image(catalog, "front", store.home, base, f"oci:{tmp_path}/out:1")
     assert not (tmp_path / "out").exists()
+    assert {found.key for found in catalog.store.list("")} == stored
 
 
-def test_a_bento_with_a_socket_in_it(store, work, catalog, tmp_path):
-    os.mkfifo(store.bento(2) / "src/fifo")
-    with pytest.raises(BadInputError, match="fifo is no file, directory or symlink"):
-        work.image(catalog, "front", store.home, base_image(tmp_path / "base"), f"oci:{tmp_path}/out:1")
+def test_a_base_that_is_not_there_stores_nothing(store, work, catalog, tmp_path):
+    store.bento(2)
+    with pytest.raises(NotFoundError, match="there is no folder") as caught:
+        work.image(catalog, "front", store.home, f"oci:{tmp_path}/nowhere:1", f"oci:{tmp_path}/out:1")
+    assert caught.value.hint
+    assert list(catalog.store.list("")) == []
 
 
-def test_a_name_that_stands_for_a_removed_file_is_refused(store, work, catalog, tmp_path):
-    (store.bento(2) / "src/.wh.data").write_text("x")
-    with pytest.raises(BadInputError, match="data would stand for a removed file"):
-        work.image(catalog, "front", store.home, base_image(tmp_path / "base"), f"oci:{tmp_path}/out:1")
+def a_fifo(bento):
+    os.mkfifo(bento / "src/fifo")
+
+
+def a_removed_file(bento):
+    (bento / "src/.wh.data").write_text("x")
+
+
+def a_removed_folder(bento):
+    (bento / "apis/.wh.old").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (a_fifo, "fifo is no file, directory or symlink"),
+        (a_removed_file, "data would stand for a removed file"),
+        (a_removed_folder, "old would stand for a removed file"),
+    ],
+)
+@pytest.mark.parametrize("has_files", [False, True])
+def test_files_that_no_layer_can_hold_are_refused_before_anything_is_stored(
+    store, work, catalog, tmp_path, spoil, message, has_files
+):
+    spoil(store.bento(2))
+    base = base_image(tmp_path / "base")
+    with pytest.raises(BadInputError, match=message) as caught:
+        work.image(catalog, "front", store.home, base, f"oci:{tmp_path}/out:1", has_files=has_files)
+    assert caught.value.hint
+    assert list(catalog.store.list("")) == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_umask_that_a_bento_was_built_under_shows_nowhere(store, work, catalog, tmp_path, umask):
+    bento = store.bento(2)
+    (bento / "src/run.sh").write_text("#!/bin/sh\n")
+    (bento / "src/run.sh").chmod(0o755)
+    base = base_image(tmp_path / "base")
+    usual = work.image(catalog, "front", store.home, base, f"oci:{tmp_path}/out:usual")
+    for path in (bento, store.home / "models/own/b2", store.home / "models/shared/1"):
+        for found in (path, *path.rglob("*")):
+            runs = found.is_dir() or found.stat().st_mode & stat.S_IXUSR
+            found.chmod((0o777 if runs else 0o666) & ~umask)
+    pushed = work.push(catalog, "front", store.home, read_again=True)
+    assert [(model.reused, model.moved) for model in pushed] == [(False, False)] * 2
+    made = work.image(catalog, "front", store.home, base, f"oci:{tmp_path}/out:again")
+    assert made.result.digest == usual.result.digest
+    root = unpacked(tmp_path / "out", "again", tmp_path / "bundle") / ROOT[1:]
+    assert {name: stat.S_IMODE((root / name).stat().st_mode) for name in ("src", "src/run.sh", "bento.yaml")} == {
+        "src": 0o755,
+        "src/run.sh": 0o755,
+        "bento.yaml": 0o644,
+    }
 
 
 def test_files_of_an_older_bento_in_the_base_are_gone(store, work, catalog, tmp_path):
@@ -628,6 +780,42 @@ def test_a_file_that_becomes_shorter_is_named(store, work, catalog, tmp_path, mo
     monkeypatch.setattr("floe.ingest.bento.files.os.fstat", longer)
     with pytest.raises(SourceChangedError, match=r"service\.py changed or vanished while it was read"):
         work.image(catalog, "front", store.home, base_image(tmp_path / "base"), f"oci:{tmp_path}/out:1")
+
+
+def test_registries_that_refuse(store, work, catalog, tmp_path):
+    store.bento(2)
+    with running_registry(tmp_path / "registry") as registry, Front(registry, status=403) as front:
+        base = registry.push(base_image(tmp_path / "base"), "python:3")
+        options = {"plain_http": True, "target_plain_http": True}
+        with pytest.raises(AccessDeniedError, match=f"{front.host}/python") as caught:
+            work.image(catalog, "front", store.home, f"{front.host}/python:3", f"{registry.host}/front:1", **options)
+        assert caught.value.hint
+        assert list(catalog.store.list("")) == []
+        with pytest.raises(AccessDeniedError, match=f"{front.host}/front") as caught:
+            work.image(catalog, "front", store.home, base, f"{front.host}/front:1", **options)
+        assert caught.value.hint
+        # The models are stored by then; the next one, somewhere else, needs nothing more.
+        made = work.image(catalog, "front", store.home, base, f"{registry.host}/front:1", **options)
+        assert all(model.reused for model, _ in made.models)
+
+
+def test_a_tag_that_moves_meanwhile_changes_no_image(store, work, catalog, tmp_path):
+    store.bento(2)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/w").write_text("mine")
+    (tmp_path / "layer").mkdir()
+    other = push_model(catalog, tmp_path / "mine", ModelRef.parse("mine:1"), spool_dir=work.spool).digest
+    with open_bento("front", store.home, work.spool) as bento:
+        models = find_models(bento, work.hub)
+        target = f"oci:{tmp_path}/out:1"
+        with prepare_image(catalog, bento, models, base_image(tmp_path / "base"), target, has_files=False) as prepared:
+            pushed = push_models(catalog, bento, models, spool_dir=work.spool)
+            for model in pushed:
+                catalog.set_model(model.ref, other)
+            prepared.write(pushed, tmp_path / "layer")
+    markers = image_of(target)[1].values()
+    assert {marker.model: marker.manifest for marker in markers} == {str(m.ref): m.digest for m in pushed}
+    assert other not in {marker.manifest for marker in markers}
 
 
 def test_a_second_bento_sends_no_weight(store, work, catalog, tmp_path):

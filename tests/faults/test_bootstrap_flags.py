@@ -328,7 +328,7 @@ def test_a_dry_run_on_a_new_machine(fresh, instance):
         "would set store = s3://bucket/prefix (flag)",
         "would set cache_size = 70% (environment)",
         "would set index = redis://index.example:6379 (metadata)",
-        "would install and enable the units floe-packfs.service",
+        "would install and enable the units floe-agent.service, floe-packfs.service",
         "would put Floe into /etc/containerd/config.toml, for all pods",
         "would start the daemons",
         "note: instance metadata floe-owner is none of Floe's settings, and ignored",

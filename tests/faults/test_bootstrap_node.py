@@ -116,6 +116,46 @@ def test_a_run_that_finds_all_as_it_was_asked_for_writes_nothing(node):
     assert node.changed() == before
 
 
+CSI = "/etc/systemd/system/floe-csi.service"
+
+
+def test_the_csi_driver_is_there_where_it_is_asked_for_and_goes_when_it_is_not(node):
+    prepare = ("--yes", "--image", "--disks", "none")
+    assert not node.path(CSI).exists()
+    assert node.bootstrap(*prepare, "--csi").returncode == 0
+    assert node.path(CSI).read_bytes() == (ROOT / "install/systemd/floe-csi.service").read_bytes()
+    assert "nothing was changed" in node.bootstrap(*prepare).stdout  # it was asked for before
+    target = "/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/m/mount"
+    node.write("/run/floe/models/1.json", json.dumps({"mountpoint": target, "volume": "csi-1"}))
+    node.write("/run/floe/models/2.json", json.dumps({"mountpoint": "/mnt/of-a-user", "volume": ""}))
+    before = node.changed()
+    for words in [(*prepare, "--no-csi"), (*prepare, "--declarative"), ("--yes", "--uninstall")]:
+        done = node.bootstrap(*words)
+        said = f"error: 1 volumes of pods are mounted by the CSI driver: {target}\n"
+        assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    assert node.changed() == before
+    node.path("/run/floe/models/1.json").unlink()
+    assert node.bootstrap(*prepare, "--no-csi").returncode == 0
+    assert not node.path(CSI).exists()
+    assert "stop floe-csi.service" in did(node)
+
+
+def test_the_csi_driver_starts_after_the_daemons_and_stops_before_them(node):
+    node.bootstrap("--yes", "--disks", "none", "--csi")
+    begun = [line for line in did(node) if line.startswith(("start", "restart"))]
+    assert begun.index("start floe-csi.service") > next(n for n, line in enumerate(begun) if "floe-packfs" in line)
+    services_stop = "from bootstrap import services; services.stop()"
+    done = node.run(
+        "/opt/floe/current/bin/python", "-c", f"import sys; sys.path.insert(0, '/opt/floe/node'); {services_stop}"
+    )
+    assert "floe-csi.service does not end" in done.stderr  # as this systemd has it: what was started is active
+    # The agent mounts nothing, and ends; the two that the driver's volumes are mounted by are not stopped under them.
+    assert [line for line in did(node) if line.startswith("stop")] == [
+        "stop floe-agent.service",
+        "stop floe-csi.service",
+    ]
+
+
 def test_a_host_that_runs_and_whose_processes_are_not_to_be_seen_is_refused(tmp_path):
     for name in ("etc", "bin", "run/systemd/system"):
         (tmp_path / name).mkdir(parents=True)
@@ -158,6 +198,46 @@ def test_what_is_not_given_any_more_counts_no_more(node):
     assert ("completion" in found, "store" in found, "workers" in found, may_format) == (False, False, True, False)
 
 
+def test_settings_of_a_run_that_came_to_no_end_are_written_by_the_next(node):
+    known = record(node)
+    known["asked"]["settings"] |= {"store": "s3://b/p?region=r", "workers": "2"}  # saved first; then it was killed
+    node.write(RECORD, json.dumps(known))
+    done = node.bootstrap("--yes", "--image")
+    assert done.returncode == 0, done.stderr
+    found = settings.keys_of(text(node, "/etc/floe/config.toml"))
+    assert (found["store"], found["workers"]) == ('"s3://b/p?region=r"', '"2"')
+
+
+def test_what_people_wrote_into_the_settings_stays_at_a_second_run_and_at_uninstall(node):
+    file = "/etc/floe/config.toml"
+    edited = text(node, file).replace("file:///srv/store", "file:///srv/other") + "read_deadline = 20\n"
+    node.write(file, edited)
+    for _ in range(2):
+        done = node.bootstrap("--yes", "--image", "--set", "workers=2")
+        assert done.returncode == 0, done.stderr
+    found = settings.keys_of(text(node, file))
+    assert (found["store"], found["read_deadline"], found["workers"]) == ('"file:///srv/other"', "20", '"2"')
+    done = node.bootstrap("--yes", "--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert f"{file} was changed since it was written" in done.stdout + done.stderr
+    assert settings.keys_of(text(node, file)) == {"store": '"file:///srv/other"', "read_deadline": "20"}
+
+
+def test_settings_that_nobody_changed_go_at_uninstall(node):
+    for value in ("2", "4"):
+        assert node.bootstrap("--yes", "--image", "--set", f"workers={value}").returncode == 0
+    assert node.bootstrap("--yes", "--uninstall").returncode == 0
+    assert not node.path("/etc/floe/config.toml").exists()
+
+
+def test_disks_take_the_place_of_a_cache_directory_said_earlier(node):
+    for words, there in ((("--set", "cache_dir=/data/floe"), True), (("--disks", "auto"), False)):
+        done = node.bootstrap("--yes", "--image", *words)
+        assert done.returncode == 0, done.stderr
+        assert ("cache_dir" in record(node)["asked"]["settings"]) == there
+        assert ("cache_dir" in settings.keys_of(text(node, "/etc/floe/config.toml"))) == there
+
+
 def test_another_file_of_containerd_is_refused_while_floe_is_in_the_first(node):
     before = node.changed()
     done = node.bootstrap("--yes", "--image", "--containerd-config", "/etc/containerd/conf.d/floe.toml")
@@ -177,7 +257,7 @@ def test_a_secret_that_is_added_or_taken_away_is_a_reason_to_replace_the_daemons
     assert services.state() == before
 
 
-def test_the_doctor_looks_with_the_credentials_that_the_unit_gives_the_daemon(monkeypatch):
+def test_the_doctor_looks_with_the_credentials_that_the_unit_gives_the_daemon(monkeypatch, tmp_path):
     variables = {"AWS_SHARED_CREDENTIALS_FILE": "/etc/floe/secrets/aws-credentials", "NOTIFY_SOCKET": "/run/x"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(["/bin/sh", "-c", "echo; read end"], env=variables, **pipes) as keeper:
@@ -187,7 +267,7 @@ def test_the_doctor_looks_with_the_credentials_that_the_unit_gives_the_daemon(mo
         monkeypatch.setattr(
             install, "run", lambda *_, environ, **__: seen.update(environ) or SimpleNamespace(stdout=EMPTY)
         )
-        install._examine({})
+        install._examine({}, Record(tmp_path / "none"))
         keeper.kill()
     assert seen["AWS_SHARED_CREDENTIALS_FILE"] == variables["AWS_SHARED_CREDENTIALS_FILE"]
     assert "NOTIFY_SOCKET" not in seen
@@ -224,6 +304,22 @@ def test_whatever_a_boot_fails_with_the_cache_is_not_left_below_the_mountpoint(k
     assert install.boot(known) == 1
     assert settings.keys_of(settings.FILE.read_text()) == {}
     assert str(error) in capfd.readouterr().err
+
+
+def test_a_boot_writes_what_is_still_to_be_written_and_leaves_people_s_lines(known, monkeypatch):
+    monkeypatch.setattr(install.storage, "apply", lambda *_: [])
+    monkeypatch.setattr(plan, "choose_cache", lambda *_: None)
+    monkeypatch.setattr(install, "choose_cache", lambda *_: None)
+    known.asked["settings"] = {"workers": "2", "store": "file:///a", "log_level": "debug"}
+    install.write_settings({"workers": "2", "store": "file:///a"}, None, known)  # log_level: a run was killed before
+    kept = (
+        settings.FILE.read_text().replace('store = "file:///a"', 'store = "file:///b"').replace('workers = "2"\n', "")
+    )
+    settings.FILE.write_text(kept)
+    for _ in range(2):
+        install.boot(known)
+        found = settings.keys_of(settings.FILE.read_text())
+        assert (found["store"], found.get("workers"), found["log_level"]) == ('"file:///b"', None, '"debug"')
 
 
 RAW, EPHEMERAL = "gke-local-nvme-ssd=true", "gke-ephemeral-storage-local-ssd=true"

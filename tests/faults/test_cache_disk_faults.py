@@ -34,7 +34,7 @@ def disk(tmp_path):
     subprocess.run(["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)], check=True)
     yield folder
     # A thread may still be about to close what it read, or tell of the disk.
-    wait_until(lambda: subprocess.run(["umount", str(folder)], check=False).returncode == 0)
+    wait_until(lambda: subprocess.run(["umount", str(folder)], check=False).returncode == 0, seconds=60)
 
 
 def fill(folder):
@@ -87,6 +87,25 @@ def test_reads_go_on(disk, wrong):
         ) in packs:  # in the cache, half in the cache, never opened: when its index is gone, too, the store has it
             assert read(reader, pack.id, 0, 2 * MIB) == pack.content
         assert reader.counters()["failed_reads"] == 0
+
+
+def test_what_is_said_of_a_failing_disk_keeps_none_of_its_files_open(disk, caplog):
+    memory = MemoryStore()
+    pack = make_pack(random_content(2 * MIB, 94), FRAME).publish(memory)
+    cache = NodeCache(disk / "cache")
+    cache.add_index(pack.id, pack.index.encode())
+    with contextlib.closing(CacheWriter(cache)) as writer:
+        with contextlib.closing(PackReader(memory, writer, readahead=0)) as reader:
+            assert read(reader, pack.id, 0, FRAME) == pack.content[:FRAME]
+            wait_until(lambda: reader.counters()["memory_bytes"] == 0)
+        cached = writer.pack(pack.id)
+        cached.open()
+        fail(disk)
+        cached.distrust("another boot")
+    # Whoever keeps log records keeps what was logged: an exception would keep the files its functions had open.
+    assert any("cannot be written" in record.getMessage() for record in caplog.records)
+    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(disk.with_suffix(".img")), str(disk)], check=True)
 
 
 @pytest.mark.parametrize("several", [False, True])

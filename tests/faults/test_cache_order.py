@@ -283,6 +283,28 @@ def test_frames_are_not_trusted_by_anyone_when_the_disk_failed_to_keep_them(cach
     assert trusted(opened(stack, cache), pack) == []
 
 
+def test_what_the_disk_did_not_take_is_fetched_again_whatever_memory_holds_of_it(cache, pack, disk, stack):
+    """After a failed write-back the kernel has the pages as clean: hashing them says nothing of the disk."""
+    writer = opened(stack, cache)
+    disk.fail["fdatasync", "data"] = iter([True])
+    put_all(writer, pack)
+    eventually(lambda: writer.counters()["write_errors"] == 1 and writer.counters()["held_bytes"] == 0)
+    assert writer.pack(pack.id).bits.present() == []
+    assert not cache.is_complete(pack.id)
+    disk.done.clear()
+    put_all(writer, pack)
+    eventually(lambda: writer.pack(pack.id).complete)
+    assert ("pwrite", "data") in disk.done
+
+
+def test_what_the_disk_did_not_take_at_the_end_is_trusted_by_no_later_writer(cache, pack, disk, stack):
+    writer = CacheWriter(cache)
+    writer.put(pack.id, 1, frame_of(pack, 1))
+    disk.fail["fdatasync", "data"] = iter([True])
+    writer.close()
+    assert trusted(opened(stack, cache), pack) == []
+
+
 def test_a_data_file_that_was_cut_is_believed_by_no_later_writer_either(cache, pack, stack):
     writer = CacheWriter(cache)
     writer.put(pack.id, 1, frame_of(pack, 1))

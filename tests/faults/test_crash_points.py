@@ -17,6 +17,7 @@ from support.signing import signer, signing, trusting
 from support.stored import pack_content, tree_files
 from support.stores import Died, DyingStore
 
+from floe.client.copy import copy_model
 from floe.ingest.model import push_model
 from floe.ingest.oci.attach import attach
 from floe.ingest.oci.extract import extract
@@ -173,6 +174,69 @@ def is_signed(catalog, tree):
     except UntrustedError:
         return False
     return True
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["moved", "new"])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_model_copy(stores, tmp_path, known, signed):
+    key, name = signer(1), ModelRef.parse("copied/m:2")
+    (tmp_path / "spool").mkdir()
+
+    def opened(store):
+        return signing(store, key) if signed else catalog_of(store)
+
+    def copy(store, ref=MODEL):
+        return copy_model(opened(source), opened(store), ref, name, spool=tmp_path / "spool")
+
+    source, before, undisturbed = stores(), stores() if known else None, stores()
+    older = ModelRef.parse("org/m:0")
+    for ref, content_of in ((older, OLD), (MODEL, NEW)):
+        directory(tmp_path, str(ref.tag), content_of)
+        push_model(opened(source), tmp_path / str(ref.tag), ref, spool_dir=tmp_path / "spool")
+    source_was = content(source)
+    for store in (before, undisturbed) if before is not None else ():
+        copy(store, older)
+    wanted = copy(undisturbed)
+    seen = []
+    for store in every_death(stores, before, copy):
+        check_whole(store)
+        reader = trusting(store, key) if signed else catalog_of(store)
+        try:
+            tree = reader.resolve_model(name)[1].tree.digest
+            found = tree_files(store, tree)
+        except NotFoundError:
+            tree = found = None
+        assert found in (OLD if known else None, NEW)
+        if signed and tree is not None:
+            assert is_signed(reader, tree)
+        seen.append(found == NEW)
+        again = copy(store)
+        assert (again.digest, again.previous) == (wanted.digest, wanted.digest if found == NEW else wanted.previous)
+        assert content(store) == content(undisturbed)
+        assert ProfileStore(catalog_of(store)).of_tree(again.manifest.tree.digest).source == "models/copied/m"
+        assert list((tmp_path / "spool").iterdir()) == []
+    assert set(seen) == {True, False}
+    assert content(source) == source_was
+
+
+def test_model_tag(stores, tmp_path):
+    """One more name in the same store: nothing but names is written."""
+    name, before = ModelRef.parse("org/m:live"), stores()
+    push_model(catalog_of(before), directory(tmp_path, "new", NEW), MODEL, spool_dir=tmp_path / "spool")
+
+    def tag(store):
+        return copy_model(catalog_of(store), catalog_of(store), MODEL, name, spool=tmp_path / "spool")
+
+    undisturbed = stores(before)
+    tag(undisturbed)
+    assert content(undisturbed) == content(before) | {layout.model_ref_key(name)}
+    seen = set()
+    for store in every_death(stores, before, tag, changes=2):
+        check_whole(store)
+        seen.add(catalog_of(store).find_model(name))
+        assert tag(store).digest == catalog_of(store).find_model(MODEL)
+        assert content(store) == content(undisturbed)
+    assert seen == {None, catalog_of(before).find_model(MODEL)}
 
 
 def test_image_index(stores, tmp_path):

@@ -20,7 +20,7 @@ from floe.ingest.oci.image import index_image
 from floe.store import damage, layout
 from floe.store.cache import CacheWriter, NodeCache
 from floe.store.catalog import Catalog
-from floe.store.errors import AccessDeniedError, DamagedError, UnavailableError
+from floe.store.errors import AccessDeniedError, DamagedError, StoreMissingError, UnavailableError
 from floe.store.ids import ModelRef
 from floe.store.index import open_index
 from floe.store.objects import open_store
@@ -283,6 +283,25 @@ def test_a_pack_that_vanished_is_reported(store, model, push, machine):
     push(model)
     assert read(node.reader, node.pack, 0, 10) == (model / "one").read_bytes()[:10]
     assert node.reports.status() == []
+
+
+def test_a_store_that_is_away_is_neither_damaged_nor_made_anew(model, machine, tmp_path):
+    """As when a node starts before the disk is mounted that its store lies on."""
+    home, away = tmp_path / "store", tmp_path / "away"
+    catalog = Catalog(open_store(f"file://{home}"), open_index(None))
+    manifest = push_model(catalog, model, ModelRef("m"), spool_dir=tmp_path / "spool").manifest
+    home.rename(away)
+    opened_without = open_store(f"file://{home}")
+    away.rename(home)
+    node = machine(catalog.store, manifest, opened_without)
+    home.rename(away)
+    assert isinstance(submit(node.reader, node.pack, 0, 10).wait(), StoreMissingError)
+    assert node.reports.status() == []
+    with pytest.raises(StoreMissingError):
+        damage.report(opened_without, node.pack, [0], [], "node")
+    away.rename(home)
+    assert read(node.reader, node.pack, 0, 10) == (model / "one").read_bytes()[:10]
+    assert damage.reported(catalog.store) == {}
 
 
 def test_a_node_that_may_only_read_says_so_and_what_to_do(store, model, push, machine, caplog):

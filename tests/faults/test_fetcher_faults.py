@@ -6,13 +6,14 @@ import time
 
 import pytest
 from support.packs import make_pack, random_content
-from support.reading import read, submit
+from support.reading import Answer, read, submit
 from support.stores import (
     CountdownFailureStore,
     LastByteFlipStore,
     RecordingStore,
     SilentStore,
     SlowStore,
+    StoreWrapper,
     TruncatingStore,
     UnreachableStore,
 )
@@ -32,6 +33,8 @@ from floe.store.errors import (
     UnavailableError,
 )
 from floe.store.objects.memory import MemoryStore
+from floe.store.reading import Read
+from floe.store.replay import Run
 
 MIB = 1 << 20
 FRAME = 128 << 10
@@ -73,6 +76,37 @@ def node(tmp_path):
         reader.close()
     for writer in writers:
         writer.close()
+
+
+def test_what_cannot_be_told_of_a_read_keeps_no_answer_back(memory, pack, node):
+    def stalled(_stall):
+        raise RuntimeError("can't start new thread")
+
+    reader = node(SlowStore(memory, 0.4), pack, stalled=stalled)
+    answers = [submit(reader, pack.id, offset, 10) for offset in (0, 20, 40)]  # all of one frame
+    assert [answer.wait() for answer in answers] == [pack.content[offset : offset + 10] for offset in (0, 20, 40)]
+    eventually(lambda: reader.counters()["memory_bytes"] == 0)
+
+
+def test_a_read_that_joins_a_request_ahead_as_it_fails_is_asked_for_anew(memory, pack, node):
+    answer = Answer()
+
+    class FailsOnce(StoreWrapper):
+        asked = 0
+
+        async def get_async(self, key, start, length):
+            self.asked += 1
+            if self.asked == 1:
+                fetcher = reader._fetcher
+                fetcher._start(Read(fetcher, pack.id, 0, 1000, answer))  # in the same turn of the loop
+                raise UnavailableError("503, once")
+            return await self.inner.get_async(key, start, length)
+
+    store = FailsOnce(memory)
+    reader = node(store, pack)
+    reader.replay([Run(pack.id, 0, 2)], set())
+    assert answer.wait() == pack.content[:1000]
+    assert store.asked == 2
 
 
 def test_any_range_is_right_and_fetched_once(memory, pack, node):
@@ -421,10 +455,17 @@ def stream_into_silence(memory, node, pack, at, *, readahead):
     reader = node(silent, pack, readahead=readahead)
     silent.release()
     sequential(reader, pack, MIB, stop=at)
-    silent.silence()
-    while reader.on_hand(pack.id, at, MIB) is not None:
+    while True:
+        silent.silence()
+        while reader.on_hand(pack.id, at, MIB) is not None:
+            at += MIB
+        time.sleep(0.05)
+        if silent.waiting:
+            return silent, reader, at
+        # All that was asked for came before the silence, and the next is asked for when somebody waits.
+        silent.release()
+        assert read(reader, pack.id, at, MIB) == pack.content[at : at + MIB]
         at += MIB
-    return silent, reader, at
 
 
 def test_a_seek_gives_up_what_was_asked_for_before_it(memory, node):

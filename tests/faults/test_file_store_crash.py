@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from floe.store.errors import UnavailableError
 from floe.store.objects.file import FileStore
 
 OLD, NEW = b"old" * 3000, b"new!" * 3000
@@ -123,3 +124,20 @@ def test_synced_before_it_is_renamed_and_the_folders_after(tmp_path, monkeypatch
     steps.clear()
     store.put("packs/ab/y", b"data")
     assert [op for op, _ in steps] == ["fsync", "rename", "fsync"]
+
+
+@pytest.mark.parametrize("write", ["put", "put_file", "put_if"])
+def test_a_folder_that_was_there_and_is_gone_is_not_made_anew(tmp_path, write):
+    """As when its disk is not mounted any more: what a node notes then must not lie in its way afterwards."""
+    FileStore(tmp_path / "store").put("first", b"1")
+    store = FileStore(tmp_path / "store")
+    (tmp_path / "store").rename(tmp_path / "away")
+    (tmp_path / "source").write_bytes(b"2")
+    given = {"put": (b"2",), "put_file": (tmp_path / "source",), "put_if": (b"2", None)}[write]
+    with pytest.raises(UnavailableError, match="is gone") as caught:
+        getattr(store, write)("a/second", *given)
+    assert "mount it again" in caught.value.hint
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "away").rename(tmp_path / "store")
+    getattr(store, write)("a/second", *given)
+    assert (bytes(store.get("first")), bytes(store.get("a/second"))) == (b"1", b"2")

@@ -7,17 +7,18 @@ import tarfile
 
 import pytest
 from support import images
-from support.registry import running_registry
+from support.registry import Front, running_registry
 from support.somestore import memory_catalog
 
 from floe.ingest.oci import source as sources
 from floe.ingest.oci.attach import attach
+from floe.ingest.oci.carried import carried_models
 from floe.ingest.oci.image import index_image
 from floe.ingest.oci.layout import LayoutTarget
 from floe.ingest.oci.opening import open_source
 from floe.store import layout
 from floe.store.erofs_reader import read_image
-from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError
+from floe.store.errors import AccessDeniedError, BadInputError, DamagedError, FloeError, NotFoundError
 from floe.store.ids import ModelRef
 from floe.store.nodes import find
 from floe.store.profiles import ProfileStore
@@ -198,6 +199,42 @@ def test_what_else_is_refused(catalog, built, tmp_path):
             attach(catalog, built.source, bad, [(MODEL, "/m")])
 
 
+def test_a_tag_that_moves_changes_no_target(catalog, built, tmp_path):
+    first = catalog.resolve_model(MODEL)[0]
+    done = attach(catalog, built.source, f"oci:{tmp_path}/out:1", [(MODEL, PLACE)])
+    raw = (tmp_path / "out/blobs/sha256" / done.digest.removeprefix("sha256:")).read_bytes()
+    catalog.set_model(MODEL, catalog.resolve_model(OTHER)[0])
+    with contextlib.closing(open_source(done.target)) as source:
+        image = sources.resolve(source)
+        (found,) = carried_models(image)
+    assert (image.manifest.raw, found.marker.manifest) == (raw, first)
+    (model,) = catalog.attachment(done.digest).models
+    assert (model["manifest"], model["tree"]) == (first, found.marker.tree)
+    tree = read_image(decode_tree(catalog.store.get(layout.tree_key(found.marker.tree)), found.marker.tree))
+    assert find(tree, f"{PLACE}/w.bin".encode()).size == len(b"weights") * 1000
+    # Only another attach means what the tag means now.
+    again = attach(catalog, built.source, f"oci:{tmp_path}/out:2", [(MODEL, PLACE)])
+    assert again.stubs[0].annotations != done.stubs[0].annotations
+
+
+def test_a_registry_that_refuses_is_named_and_has_no_image(catalog, built, tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        with (
+            Front(registry, status=403) as front,
+            pytest.raises(AccessDeniedError, match=f"{front.host}/app") as caught,
+        ):
+            attach(catalog, built.source, f"{front.host}/app:1", [(MODEL, PLACE)], plain_http=True)
+        assert caught.value.hint
+        opened = contextlib.closing(open_source(f"{registry.host}/app:1", plain_http=True))
+        with opened as source, pytest.raises(NotFoundError):
+            sources.resolve(source)
+        done = attach(catalog, built.source, f"{registry.host}/app:1", [(MODEL, PLACE)], plain_http=True)
+        # What the first one left is what this one needs.
+        assert [record.key for record in catalog.store.list("refs/attachments")] == [
+            layout.attachment_ref_key(done.digest)
+        ]
+
+
 def spoil(built, number=0):
     """Flip a byte of a layer's blob, leaving its size as it was."""
     path = built.directory / "blobs/sha256" / built.layers[number]["digest"].removeprefix("sha256:")
@@ -258,8 +295,8 @@ def test_a_target_without_a_tag_among_several_is_refused_before_anything_is_writ
     assert json.loads((out / "index.json").read_text()) == index
 
 
-def test_the_record_comes_before_the_copies(catalog, built, tmp_path, monkeypatch):
-    """So that no collector of garbage finds the placed tree without it, however long the copying takes."""
+def test_copies_that_fail_leave_no_record(catalog, built, tmp_path, monkeypatch):
+    """It would keep the models from garbage collection for ever, under a digest that nobody was told."""
     records = []
 
     def push_blob(*_):
@@ -270,7 +307,7 @@ def test_the_record_comes_before_the_copies(catalog, built, tmp_path, monkeypatc
     monkeypatch.setattr(LayoutTarget, "mount_blob", lambda *_: False)
     with pytest.raises(FloeError, match="disk gone"):
         attach(catalog, built.source, f"oci:{tmp_path}/out:1", [(MODEL, PLACE)])
-    assert records == [1]
+    assert (records, len(list(catalog.store.list("refs/attachments")))) == ([0], 0)
 
 
 def test_a_target_that_fails_has_its_record_first(catalog, built, tmp_path, monkeypatch):

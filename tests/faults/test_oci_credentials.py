@@ -182,6 +182,14 @@ def test_the_variable_comes_before_the_file(tmp_path, monkeypatch):
     assert credentialsource.CredentialSource("s").get().username == "file"
 
 
+def test_a_login_for_a_part_of_a_registry_counts_where_there_is_none_for_all_of_it(tmp_path):
+    """As podman and Kubernetes write them."""
+    names = ["r/one", "https://r/v2/", "r/two", "s/one", "s/two"]
+    config(tmp_path, auths={name: {"username": name, "password": "p"} for name in names})
+    assert credentialsource.CredentialSource("r").get().username == "https://r/v2/"
+    assert credentialsource.CredentialSource("s").get().username == "s/one"
+
+
 def test_a_password_that_changed_in_the_file_is_found(tmp_path, upstream):
     with Front(upstream, basic=True) as front:
         config(tmp_path, auths={front.host: {"username": USER, "password": PASSWORD}})
@@ -378,7 +386,8 @@ def test_ecr_without_a_helper(tmp_path, upstream, built, authority, monkeypatch)
         with opened("other:1", open_target) as target, opened() as found:
             image = source.resolve(found)
             for descriptor in (*image.manifest.layers, image.manifest.config):
-                target.push_blob(descriptor, found.open_blob(descriptor))
+                data = b"".join(found.open_blob(descriptor))  # here each password ends with the next; Amazon's do not
+                target.push_blob(descriptor, lambda data=data: [data])
             target.put_manifest(image.manifest.raw, image.manifest.media_type)
 
 

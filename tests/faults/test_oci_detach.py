@@ -6,23 +6,23 @@ import subprocess
 
 import pytest
 from support import images
-from support.registry import running_registry
+from support.registry import Front, running_registry
 
 from floe.ingest.model import push_model
 from floe.ingest.oci import source as sources
 from floe.ingest.oci.attach import attach
-from floe.ingest.oci.carried import carried_models
+from floe.ingest.oci.carried import _marker, carried_models
 from floe.ingest.oci.detach import detach
 from floe.ingest.oci.image import index_image
 from floe.ingest.oci.layout import LayoutTarget
 from floe.ingest.oci.opening import open_source
 from floe.ingest.oci.references import LayoutRef
 from floe.store.catalog import Catalog
-from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError
+from floe.store.errors import AccessDeniedError, BadInputError, DamagedError, FloeError, NotFoundError
 from floe.store.ids import ModelRef
 from floe.store.index import open_index
 from floe.store.objects import open_store
-from floe.store.stub import ANNOTATION, MODELS_AHEAD
+from floe.store.stub import ANNOTATION, MARKER, MODELS_AHEAD, Marker
 from floe.upkeep.gc import Collector
 
 REFS = [ModelRef.parse(text) for text in ("one:1", "one:2", "two")]
@@ -145,6 +145,19 @@ def test_in_a_registry(catalog, built, tmp_path):
             image = sources.resolve(found)
             assert all(b"".join(found.open_blob(layer)) for layer in image.manifest.layers)
         assert image.config.value["config"]["Labels"]["io.floe.models"] == "one:1=/models/a,one:2=/models/b"
+
+
+def test_a_registry_that_refuses_is_named_and_has_no_image(catalog, attached, tmp_path):
+    with running_registry(tmp_path / "registry") as registry, Front(registry, status=403) as front:
+        with pytest.raises(AccessDeniedError, match=f"{front.host}/app") as caught:
+            detach(catalog, attached.target, f"{front.host}/app:1", None, plain_http=True)
+        assert caught.value.hint
+        with (
+            contextlib.closing(open_source(f"{registry.host}/app:1", plain_http=True)) as source,
+            pytest.raises(NotFoundError),
+        ):
+            sources.resolve(source)
+    assert carried(attached.target) == [("one:1", "/models/a"), ("one:2", "/models/b"), ("two:latest", "/old")]
 
 
 @pytest.mark.parametrize(
@@ -280,7 +293,17 @@ def test_a_history_that_does_not_tell_the_layers_apart_is_left_alone(catalog, tm
     assert carried(result.target) == []
 
 
-def test_the_record_of_what_stays_comes_before_the_copies(catalog, attached, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("more", "is_stub"), [({}, True), ({"app/main.py": "x"}, False), ({"one/x": "x"}, False)])
+def test_a_layer_with_files_of_its_own_is_no_stub(tmp_path, more, is_stub):
+    """As where a builder squashed a stub and an application into one small layer: it must not go with the model."""
+    marker = Marker("ab" * 32, "/one", "one:latest", "cd" * 32)
+    content = {MARKER: marker.encode(), "one/README": "it belongs here", "one/.wh..wh..opq": "", **more}
+    built = images.build_oci(tmp_path / "squashed", [images.files(content)])
+    with contextlib.closing(open_source(built.source)) as source:
+        assert _marker(sources.resolve(source), 0) == (marker if is_stub else None)
+
+
+def test_copies_that_fail_leave_no_record_of_what_stays(catalog, attached, tmp_path, monkeypatch):
     records = []
 
     def push_blob(*_):
@@ -291,5 +314,5 @@ def test_the_record_of_what_stays_comes_before_the_copies(catalog, attached, tmp
     monkeypatch.setattr(LayoutTarget, "mount_blob", lambda *_: False)
     with pytest.raises(FloeError, match="disk gone"):
         detach(catalog, attached.target, f"oci:{tmp_path}/bare:1", [REFS[0]])
-    assert records == [2]
+    assert (records, len(list(catalog.store.list("refs/attachments")))) == ([1], 1)
     assert not (tmp_path / "bare/index.json").exists()

@@ -10,7 +10,7 @@ import tarfile
 
 import pytest
 from support import images
-from support.registry import running_registry
+from support.registry import Front, running_registry
 
 from floe.ingest.model import push_model
 from floe.ingest.oci import source as sources
@@ -22,7 +22,7 @@ from floe.ingest.oci.opening import open_source
 from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.erofs_reader import read_image
-from floe.store.errors import BadInputError, FloeError, NotFoundError, UnsupportedError
+from floe.store.errors import AccessDeniedError, BadInputError, FloeError, NotFoundError, UnsupportedError
 from floe.store.ids import ModelRef
 from floe.store.index import open_index
 from floe.store.nodes import walk
@@ -212,6 +212,18 @@ def test_in_a_registry_only_what_changed_is_sent(catalog, built, tmp_path):
         with contextlib.closing(open_source(made.result.target, plain_http=True)) as found:
             image = sources.resolve(found)
             assert sum(len(b"".join(found.open_blob(layer))) for layer in image.manifest.layers) < 20_000
+
+
+def test_a_registry_that_refuses_is_named_and_the_next_one_needs_nothing_stored_anew(catalog, built, tmp_path):
+    options = {"spool_dir": tmp_path / "spool", "plain_http": True}
+    with running_registry(tmp_path / "registry") as registry, Front(registry, status=403) as front:
+        with pytest.raises(AccessDeniedError, match=f"{front.host}/lean") as caught:
+            extract(catalog, built.source, f"{front.host}/lean:1", [(REF, PLACE)], **options)
+        assert caught.value.hint
+        assert list((tmp_path / "spool").iterdir()) == []
+        packs = {info.key for info in catalog.store.list("packs")}
+        extract(catalog, built.source, f"{registry.host}/lean:1", [(REF, PLACE)], **options)
+        assert packs == {info.key for info in catalog.store.list("packs")}
 
 
 def test_a_docker_image_with_zstd_layers(catalog, tmp_path):

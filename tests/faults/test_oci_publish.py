@@ -190,7 +190,7 @@ def test_a_child_image_whose_builder_lost_the_annotations(catalog, tmp_path, kep
     (layer,) = manifest["layers"]
     bare = {key: value for key, value in layer.items() if key != "annotations"}
     target = LayoutTarget(LayoutRef(str(tmp_path / "out"), "child"))
-    target.push_blob(described, [raw.encode()])
+    target.push_blob(described, lambda: [raw.encode()])
     child = {"schemaVersion": 2, "config": described.to_json(), "layers": [bare]}
     target.put_manifest(json.dumps(child).encode(), manifest["mediaType"])
     (found,) = read(f"oci:{tmp_path}/out:child")[2]

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import os
 import socket
 
 import pytest
@@ -100,7 +101,7 @@ def copy_image(built, target):
         image = sources.resolve(source)
         for descriptor in (*image.manifest.layers, image.manifest.config):
             assert not target.has_blob(descriptor)
-            target.push_blob(descriptor, source.open_blob(descriptor))
+            target.push_blob(descriptor, lambda wanted=descriptor: source.open_blob(wanted))
             assert target.has_blob(descriptor)
         target.put_manifest(image.manifest.raw, image.manifest.media_type)
 
@@ -175,6 +176,31 @@ def test_a_blob_is_mounted_from_another_repository(registry, built):
         assert not target.mount_blob(missing, source)
         target.put_manifest(image.manifest.raw, image.manifest.media_type)
     assert read_all(f"{registry.host}/other/app:2")[0].manifest.digest == built.manifest_digest
+
+
+@pytest.mark.parametrize("how", ["fails", "loses"])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
+def test_an_upload_survives_errors_that_pass(registry, tmp_path, method, how):
+    built = images.build_oci(tmp_path / "new", [images.files({"a": os.urandom(300_000)})])
+    with Front(registry, **{how: {method: 2}}) as front:
+        with contextlib.closing(open_target(f"{front.host}/{how}{method.lower()}:1", plain_http=True)) as target:
+            copy_image(built, target)
+        assert front.answered.count(503) == 2
+        assert read_all(f"{front.host}/{how}{method.lower()}:1")[0].manifest.digest == built.manifest_digest
+    uploads = [headers for word, _, headers in front.seen if word == "PATCH"]
+    # In one part each: Google's Artifact Registry takes no others.
+    assert not any("Content-Range" in headers for headers in uploads)
+    assert not any("Transfer-Encoding" in headers for headers in uploads)
+
+
+def test_an_upload_that_goes_on_failing_says_so(registry, built):
+    with (
+        Front(registry, fails={"PATCH": 99}) as front,
+        contextlib.closing(open_target(f"{front.host}/never:1", plain_http=True)) as target,
+        pytest.raises(UnavailableError, match="cannot write blob"),
+    ):
+        copy_image(built, target)
+    assert front.answered.count(503) == 4
 
 
 def test_a_platform_that_is_not_there(registry):

@@ -21,12 +21,14 @@ class Reader:
     def lookup(self, pack_id):
         return 8192 if pack_id == PACK else None
 
-    def on_hand(self, _pack, _offset, _length):
+    def on_hand(self, _pack, _offset, _length, *, told):
         return None
 
-    def read_cached_into(self, pack_id, offset, buffer, *, wait=True):
+    def read_cached_into(self, pack_id, offset, buffer, *, wait=True, told):
         buffer[:] = b"x" * len(buffer)
         return True
+
+    def answered(self, pack_id, offset, length): ...
 
 
 @pytest.fixture

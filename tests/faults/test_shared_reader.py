@@ -51,6 +51,20 @@ def readers(source, monkeypatch):
         reader.close()
 
 
+def test_a_process_that_lets_nobody_in_is_waited_for_no_longer_than_said(readers, pack, source, monkeypatch):
+    """As one that was stopped: its socket takes connections, and nobody answers on it."""
+    monkeypatch.setattr(shared, "_GREETING", 0.2)
+    monkeypatch.setattr(shared, "_JOIN", 1.0)
+    writer = CacheWriter(NodeCache(Path(source.cache_dir)))
+    listener = shared._listen(Path(source.cache_dir))
+    try:
+        with pytest.raises(BusyError):
+            readers()
+    finally:
+        listener.close()
+        writer.close()
+
+
 def test_guests_read_what_the_writer_caches(readers, pack, source):
     first, second, third = readers(), readers(), readers()
     for reader in (second, first, third):

@@ -47,10 +47,12 @@ class _Reader:
     def lookup(self, pack_id: str) -> int | None:
         return SIZE if pack_id in (PACK, OTHER) else None
 
-    def on_hand(self, _pack: str, _offset: int, _length: int) -> None:
+    def on_hand(self, _pack: str, _offset: int, _length: int, *, told: bool) -> None:
         return None
 
-    def read_cached_into(self, _pack: str, offset: int, buffer: memoryview, *, wait: bool = True) -> bool:
+    def answered(self, _pack: str, _offset: int, _length: int) -> None: ...
+
+    def read_cached_into(self, _pack: str, offset: int, buffer: memoryview, *, wait: bool = True, told: bool) -> bool:
         assert 0 <= offset <= offset + len(buffer) <= SIZE
         buffer[:] = bytes(len(buffer))
         return offset + len(buffer) <= SIZE // 2

@@ -137,6 +137,7 @@ def test_what_a_builder_is_asked(node, tmp_path, base, name, code):
         said = node.floe(*argv, code=1).stderr
         assert f"`{name} build` failed with status 7" in said
         assert "as ever" in said
+        assert not node.store.exists()  # it is built before models are stored
         return
     found = node.floe(*argv, "--json")
     assert "building" in found.stderr

@@ -113,7 +113,7 @@ def test_force_ends_it_though_packs_are_in_use(daemons, model, tmp_path):
 def test_a_second_daemon_on_the_same_directory_names_the_first(daemons):
     assert f"process {daemons.packfs.pid}" in daemons.floe("packfs", code=1).stderr
     assert f"process {daemons.snapshotter.pid}" in daemons.floe("snapshotter", code=1).stderr
-    other = ["--root", daemons.home / "other", "--run-dir", daemons.home / "other-run", "--address", daemons.address]
+    other = ["--root", daemons.home / "other", "--run-dir", daemons.home / "r", "--address", daemons.address]
     assert str(daemons.address) in daemons.floe("snapshotter", *other, code=1).stderr
     assert daemons.json("status")["snapshotter"]["running"]
 

@@ -1,6 +1,7 @@
 """`floe image` as a user runs it, on OCI layouts on disk."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -66,6 +67,22 @@ def test_a_file_of_docker_save(node, tmp_path):
     full = name.replace(":app:1", ":docker.io/library/app:1")
     assert indexed["names"] == [full]
     assert node.json("image", "show", name)["digest"] == indexed["digest"]
+
+
+def test_what_is_taken_from_a_registry_is_what_its_log_says_to_the_byte(node, tmp_path):
+    contents = [files({"etc/one": os.urandom(1_000_003)}), files({"etc/two": "two" * 100_000})]
+    image = build_oci(tmp_path / "oci", contents)
+    with running_registry(tmp_path / "registry") as registry:
+        name = registry.push(image.source, "app:1")
+        before = registry.downloads()  # the push may have asked for something
+        told, after = node.json("image", "index", "--plain-http", name)["registry"], registry.downloads()
+        assert told == {what: {k: after[what][k] - before[what][k] for k in after[what]} for what in after}
+        assert told["requests"] == {"blob": 3, "manifest": 1}
+        assert told["bytes"]["blob"] > sum(layer["size"] for layer in image.layers) > 1_000_003
+        # What is stored costs its configuration and manifest alone.
+        again = node.json("image", "index", "--plain-http", name)["registry"]
+        assert again["requests"] == {"blob": 1, "manifest": 1}
+        assert again["bytes"] == {k: registry.downloads()["bytes"][k] - after["bytes"][k] for k in again["bytes"]}
 
 
 def test_registries_are_reached_as_hosts_toml_says(node, tmp_path):

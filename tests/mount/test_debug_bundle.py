@@ -6,7 +6,7 @@ import stat
 import tarfile
 
 import pytest
-from support.floe_node import Node
+from support.floe_node import Node, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -61,6 +61,7 @@ def test_a_bundle_of_a_node_that_reads_has_all_of_it_and_no_secret(node, tmp_pat
         log.write(f"asked with Authorization: Bearer {SECRETS['log']}\n")
         log.write(f"GET https://user:{SECRETS['userinfo']}@registry.example/v2/ failed\n")
         log.write(f"refused: {SECRETS['environment']}\nindex redis://floe:s3cr3t/index@127.0.0.1:1\n")
+    wait_until((node.run_dir / "events/packfs.jsonl").exists)  # a batch of events is written at a time
     with (node.run_dir / "events/packfs.jsonl").open("a") as events:
         events.write(json.dumps({"at": 1.0, "by": "packfs", "kind": "stall", "detail": SECRETS["event"]}) + "\n")
 

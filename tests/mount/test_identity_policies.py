@@ -1,5 +1,6 @@
 """The policies of install/identity/, enforced before a real S3 server: each role can do its work, and no more."""
 
+import contextlib
 import json
 import os
 import random
@@ -10,9 +11,16 @@ from pathlib import Path
 import pytest
 from support import seaweed
 from support.floe_node import Node
+from support.images import build_oci, files
+from support.pushing import open_jobs
+from support.redis_server import standalone
 from support.s3gate import S3Gate
 
+from floe.indexer.retention import Retention
+from floe.ingest.oci.image import index_resolved, open_source
+from floe.ingest.oci.source import resolve
 from floe.store.catalog import Catalog
+from floe.store.errors import AccessDeniedError
 from floe.store.index import open_index
 from floe.store.objects import open_store, permissions
 from floe.store.profiles import ProfileStore, model_source
@@ -142,6 +150,40 @@ def test_each_role_can_do_its_work_and_no_more(world):
     node.floe("fsck")
     assert not gate.refusals
     assert len(keys(node, "packs/")) == 1
+
+
+def test_an_indexer_that_follows_registries_may_remove_records_of_images_and_nothing_more(world, tmp_path):
+    node, become = world
+    gate = become("s3-operator.json")
+    node.floe("store", "init")
+    become("s3-indexer.json")
+    push(node, 1)
+    built = build_oci(tmp_path / "image", [files({"a": b"a" * 9000})])
+    with contextlib.ExitStack() as stack:
+        catalog = Catalog(open_store(node.environ["FLOE_STORE"]), open_index(None))
+        stack.callback(catalog.close)
+        queue = stack.enter_context(contextlib.closing(open_jobs(catalog, standalone().url())))
+        source = stack.enter_context(contextlib.closing(open_source(built.source)))
+        source.name = "registry.example/app:1"
+        index_resolved(catalog, resolve(source), spool_dir=tmp_path)
+        assert not gate.refusals
+        retention = Retention(catalog, queue, 0.0, asks=lambda *_: True)  # the registry has deleted it
+        assert retention.sweep().missing == 1
+        with pytest.raises(AccessDeniedError):  # who may only index keeps all records
+            retention.sweep()
+        assert catalog.image(built.manifest_digest)
+        become("s3-indexer-retention.json")
+        assert retention.sweep().records == 1
+        assert not gate.refusals
+        assert keys(node, "refs/images/") == []
+        index_resolved(catalog, resolve(source), spool_dir=tmp_path)
+        assert not gate.refusals
+        assert catalog.image(built.manifest_digest)
+    node.floe("model", "rm", "acme/m:1", code=1)
+    assert gate.refusals["AccessDenied"]
+    gate.refusals.clear()
+    node.floe("gc", "--delete", "--grace", "0", code=1)
+    assert keys(node, "packs/")
 
 
 def push_refused(node):

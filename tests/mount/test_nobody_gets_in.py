@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 from support import redis_server, seaweed
 from support.floe_daemons import Daemons
+from support.floe_node import open_to_others
 
 SECRETS = (redis_server.PASSWORD, quote(redis_server.PASSWORD, safe=""), seaweed.SECRET_KEY)
 NOBODY = 65534
@@ -46,9 +47,7 @@ print(json.dumps(found))
 def node(tmp_path_factory):
     """Daemons with a loose umask, on S3 and a Redis that wants a password; a model is pushed, mounted and read."""
     home = tmp_path_factory.mktemp("node")
-    for folder in (home, *home.parents):
-        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o055)
+    open_to_others(home)
     weed = seaweed.running()
     redis = redis_server.RedisServer(home / "redis", acl=True)
     before = os.umask(0)

@@ -1,11 +1,12 @@
 """What a node shows of itself, with real daemons: every metric that rules and dashboard name is scraped."""
 
+import contextlib
 import os
 import signal
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support import promfiles, seaweed
+from support import promfiles, redis_server, seaweed
 from support.faultproxy import LATE, FaultProxy
 from support.floe_daemons import Daemons
 from support.floe_node import Node, wait_until
@@ -23,11 +24,15 @@ def daemons(tmp_path):
     made.close()
 
 
-def scrape(daemons):
-    """Families by name, of both daemons."""
+def metrics_of(daemons, daemon):
+    return f"unix:{daemons.run_dir}/{daemon}-metrics.sock"
+
+
+def scrape(daemons, *others):
+    """Families by name, of both daemons, and of others of that machine."""
     found = {}
-    for daemon in ("packfs", "snapshotter"):
-        text = read_metrics(f"unix:{daemons.run_dir}/{daemon}-metrics.sock")
+    for daemon in ("packfs", "snapshotter", *others):
+        text = read_metrics(metrics_of(daemons, daemon))
         found |= {family.name: family for family in text_string_to_metric_families(text)}
     return found
 
@@ -46,7 +51,18 @@ def test_all_that_rules_and_the_dashboard_name_is_scraped(daemons, tmp_path):
     daemons.floe("model", "mount", "iris", daemons.home / "mnt")
     assert (daemons.home / "mnt/weights").read_bytes() == (folder / "weights").read_bytes()
 
-    families = scrape(daemons)
+    others = {
+        "agent": ("--heartbeat", "1"),
+        "csi": ("--kubelet-dir", str(daemons.home / "kubelet")),
+        "indexer": ("--index", redis_server.standalone().url(), "--metrics", metrics_of(daemons, "indexer")),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, flags in others.items():
+            process = daemons.start(name, *flags)
+            stack.callback(process.wait, 60)
+            stack.callback(process.terminate)
+        wait_until(lambda: scrape(daemons, "indexer")["floe_indexer_queue_jobs"].samples)  # Redis was asked
+        families = scrape(daemons, *others)
     scraped = set().union(*map(names, families.values()))
     for where, query in promfiles.queries():
         assert promfiles.metrics_of(query) <= scraped, where

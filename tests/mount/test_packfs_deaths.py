@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.descriptor_store import DescriptorStore
 from support.packfs import LIMIT, Packfs, alive, wait_for
 
 from floe.fuse import descriptors
@@ -31,6 +32,12 @@ def packfs(tmp_path):
 
 def content(fs, pack_id):
     return (fs.packs_dir / pack_id).read_bytes()
+
+
+def blocked_signals(pid):
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk:"))
+    mask = int(line.split()[1], 16)
+    return {number for number in signal.Signals if mask >> (number - 1) & 1}
 
 
 def finish(reader):
@@ -389,6 +396,37 @@ def test_systemd_s_descriptor_store_outlives_keeper_and_worker(packfs, tmp_path_
         assert second.wait(LIMIT) == 0
     finally:
         systemd.close()
+
+
+def test_a_keeper_that_is_told_to_stop_while_it_starts_takes_the_mount_over_first(packfs, tmp_path_factory):
+    """When a unit was stopped, systemd closes what it kept for it: the mount would end with its readers."""
+    unit = Path(__file__).parents[2] / "install/systemd/floe-packfs.service"
+    (start,) = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
+    prefix = start.removeprefix("ExecStart=").partition("/usr/local/bin/floe")[0].split()
+    store = DescriptorStore(tmp_path_factory.mktemp("n") / "s")
+    try:
+        pack = packfs.add_pack(2 * MIB, shut=True)
+        keeper = packfs.start(env={"NOTIFY_SOCKET": str(store.address)})
+        reader = packfs.reader(pack, length=2 * MIB)
+        packfs.wait_inflight(pack, 1)
+        keeper.kill()
+        keeper.wait(LIMIT)
+        packfs.kill_worker()
+        argv, env, passed = store.command([])
+        second = packfs.spawn_keeper(env=env, prefix=[*prefix, *argv], pass_fds=passed)
+        for fd in passed:
+            os.close(fd)
+        wait_for(lambda: signal.SIGTERM in blocked_signals(second.pid), "env to hold the signal back")
+        second.terminate()
+        wait_for(lambda: "the keeper stays" in packfs.log.read_text(), "the keeper")
+        store.forget()
+        packfs.open_gate(pack)
+        third = packfs.spawn_keeper()
+        packfs.wait_ready(third)
+        assert finish(reader) == content(packfs, pack)
+        assert second.wait(LIMIT) == 0
+    finally:
+        store.close()
 
 
 def test_control_socket_answers_nonsense_with_an_error(packfs):

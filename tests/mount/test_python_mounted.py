@@ -8,7 +8,9 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from support.floe_node import Node
 from support.ordinary_user import OrdinaryUser
 
@@ -33,6 +35,7 @@ def push(node, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "weights").write_bytes(random.Random(4).randbytes(SIZE))
     (tmp_path / "m" / "config.json").write_text("{}")
+    save_file({"a": np.arange(300_000)}, str(tmp_path / "m" / "w.safetensors"))
     node.floe("model", "push", tmp_path / "m", "iris")
 
 
@@ -51,15 +54,18 @@ from floe.fuse.portable.files import FileReader
 with floe.open_store() as store:
     with store.mount("iris", {str(tmp_path / "mnt")!r}) as path:
         mounted = (path / "weights").read_bytes()
+        with floe.SafeTensors(path / "w.safetensors") as tensors:
+            there = tensors.tensor("a")
         model = store.model("iris")
         # The pack filesystem owns the cache: it reads for this program, too.
         with model.open("weights", buffering=0) as file:
             read = file.read()
             served = isinstance(file._reader(), FileReader)
     again = store.model("iris").read("weights")  # now that nobody owns the cache
-print(json.dumps([mounted == read == again, len(read), served]))
+    ((name, streamed),) = store.model("iris").tensors()
+print(json.dumps([mounted == read == again, len(read), served, (there == streamed).all().item(), len(there)]))
 """
-    assert python(node, script) == [True, SIZE, True]
+    assert python(node, script) == [True, SIZE, True, True, 300_000]
     assert node.mounts() == []
     assert node.processes() == []
 
@@ -79,4 +85,5 @@ with floe.open_store() as store:
     assert (found, cache) == (digest, str(user.cache))
     assert uid != 0
     out = user.json("model", "export", "iris", user.home / "out")
-    assert (out["files"], out["content_bytes"]) == (2, SIZE + 2)
+    size = SIZE + 2 + (tmp_path / "m" / "w.safetensors").stat().st_size
+    assert (out["files"], out["content_bytes"]) == (3, size)

@@ -5,13 +5,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import tomlkit
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from floe.containerd import document
 from floe.containerd.imports import merge
 from floe.containerd.version import Version
-from floe.containerd.wanted import CRI, IMAGES, RUNTIME, UNPACK, Request, Set, changes, holds, lookup, missing
+from floe.containerd.wanted import CRI, IMAGES, RUNTIME, UNPACK, Append, Request, Set, changes, holds, lookup, missing
 from floe.store.errors import PreconditionError
 
 if sys.version_info >= (3, 11):
@@ -124,6 +125,40 @@ def test_no_line_is_lost_nothing_else_changes_and_undoing_is_exact(made, runtime
     assert tomllib.loads(undone) == config
     lost = Counter(line.strip() for line in text.splitlines()) - Counter(line.strip() for line in undone.splitlines())
     assert all(not line or any(change.path[-1] in line for change in replaced) for line in lost)
+
+
+def as_rewritten(table, path=()):
+    """As programs write the file that they parsed: keys sorted, no comments, a heading for each table."""
+    inner = [(key, value) for key, value in sorted(table.items()) if isinstance(value, dict)]
+    lines = [tomlkit.dumps({key: value}) for key, value in sorted(table.items()) if not isinstance(value, dict)]
+    return "".join(lines) + "".join(
+        f"\n[{document.dotted((*path, key))}]\n{as_rewritten(value, (*path, key))}" for key, value in inner
+    )
+
+
+@SETTINGS
+@given(
+    configs(),
+    st.sampled_from([None, "runc-floe"]),
+    st.sampled_from(["", "[debug]\n  level = 'debug'\n", "# BEGIN\n[debug]\n"]),
+)
+def test_what_others_append_stays_and_what_they_rewrote_is_undone_too(made, runtime, tail):
+    text, version, config = made
+    own = missing(changes(request(version, runtime), version, config), config)
+    edited, blocks = document.apply(text, own, FILE)
+    assume(edited.endswith("\n"))
+    old = [(change, lookup(config, change.path) if isinstance(change, Set) else None) for change in own]
+    undo = [old, document.tables_made(config, own)]
+    undone, left = document.take_out(edited + tail, *undo, blocks, FILE)
+    assert left == []
+    assert tomllib.loads(undone) == {**config, **tomllib.loads(tail)}
+    assert undone.endswith(tail)
+    rewritten = as_rewritten(tomllib.loads(edited))
+    # Entries of arrays are found where they were written, not elsewhere; nor does this write them.
+    if not any(isinstance(change, Append) for change in own) and tomllib.loads(rewritten) == tomllib.loads(edited):
+        undone, left = document.take_out(rewritten, *undo, blocks, FILE)
+        assert left == []
+        assert tomllib.loads(undone) == config
 
 
 @SETTINGS

@@ -8,13 +8,16 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from support.images import add
 
 DATA = Path(__file__).parent / "bentos"
 SPECS = {1: "bento-1.1.11.yaml", 2: "bento-1.4.40.yaml"}
 TAGS = {1: "old_svc:v1", 2: "front:v1"}
 MODELS = {1: ("oldie:7",), 2: ("own:b2", "shared:1")}
+USER = 1034
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _MODEL_YAML = """\
 name: {name}
@@ -122,7 +125,7 @@ def hub_model(
 
 def hub_entry(hub_id: str, *, revision: str = COMMIT) -> str:
     """A model of the hub as bento.yaml's `models` lists it."""
-    tag = f"{hub_id.lower().replace('/', '--')}:{hashlib.md5(hub_id.encode()).hexdigest()}"
+    tag = f"{hub_id.lower().replace('/', '--')}:{hashlib.md5(f'{hub_id} {revision}'.encode()).hexdigest()}"
     return _ENTRY.format(tag=tag, model_id=hub_id.lower(), revision=revision)
 
 
@@ -142,3 +145,19 @@ def _write(folder: Path, content: Mapping[str, bytes]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+
+def stock_layer(context: Path) -> Callable[[tarfile.TarFile], None]:
+    """The layer that `COPY --chown=bentoml:bentoml . ./` of BentoML's Dockerfile makes of the context that it gives a builder."""
+
+    def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        info.uid = info.gid = USER
+        info.uname = info.gname = ""
+        return info
+
+    def fill(tar: tarfile.TarFile) -> None:
+        for name, uid in (("home", 0), ("home/bentoml", USER)):
+            add(tar, name, kind=tarfile.DIRTYPE, mode=0o755, uid=uid, gid=uid)
+        tar.add(context, "home/bentoml/bento", filter=owned)
+
+    return fill

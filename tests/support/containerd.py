@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class Containerd:
     """A running containerd. `snapshotter_address` adds the proxy plugin `floe` and makes CRI use it.
 
     `remap_ids`: with the capability of that name, on 2.x. `mirrors` maps registry hosts (host:port) to plain HTTP. `annotations` turns CRI's snapshot annotations on.
+    `prefix`: words before the daemon's command line, as of a network namespace; its shims and containers are there too.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class Containerd:
         annotations: bool = False,
         remap_ids: bool = True,
         env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.version = version
+        self.prefix = tuple(prefix)
         self.base = base
         # Shims' socket names and containerd's own must stay below 108 bytes.
         self.run_dir = sweep.folder("ctr", Path("/run"))
@@ -106,7 +109,7 @@ class Containerd:
         """Start the daemon, again after `kill`; returns when it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [self.version.bin / "containerd", "--config", self.config],
+                [*self.prefix, self.version.bin / "containerd", "--config", self.config],
                 stdout=log,
                 stderr=log,
                 env=self.env,

@@ -139,7 +139,7 @@ class Cri:
                 for path, volume in (image_volumes or {}).items()
             ],
             envs=[pb.KeyValue(key=key, value=value.encode()) for key, value in (env or {}).items()],
-            log_path=f"{name}.log",
+            log_path=f"{pod}-{name}.log",  # of its own, also when numbers begin anew after a reboot
             linux=pb.LinuxContainerConfig(security_context=host),
         )
         container = self._runtime(

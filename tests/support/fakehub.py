@@ -1,4 +1,4 @@
-"""A stand-in for Hugging Face's hub: one model at one commit, for the real huggingface_hub to download."""
+"""A stand-in for Hugging Face's hub: the commits of one model, for the real huggingface_hub to download."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextlib.contextmanager
-def running_hub(hub_id: str, commit: str, content: Mapping[str, bytes]) -> Iterator[str]:
-    """Serve `content` as the model `hub_id`, whatever capitals it is asked by; yields the address."""
+def running_hub(hub_id: str, commits: Mapping[str, Mapping[str, bytes]], refs: Mapping[str, str]) -> Iterator[str]:
+    """Serve the content of each of the `commits` as the model `hub_id`, whatever capitals it is asked by; yields the address.
+
+    `refs`: which commit `main`, another branch or a tag means.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -28,7 +31,15 @@ def running_hub(hub_id: str, commit: str, content: Mapping[str, bytes]) -> Itera
             prefix, files = f"/api/models/{hub_id.lower()}", f"/{hub_id.lower()}/resolve/"
             headers = {}
             data = None
-            if path == prefix or path.startswith(f"{prefix}/revision/"):
+            if path.startswith((f"{prefix}/revision/", f"{prefix}/tree/")):
+                revision = path.removeprefix(prefix).split("/")[2]
+            else:
+                revision = path.removeprefix(files).partition("/")[0] if path.startswith(files) else "main"
+            commit = refs.get(revision, revision)
+            content = commits.get(commit)
+            if content is None:
+                pass
+            elif path == prefix or path.startswith(f"{prefix}/revision/"):
                 listed = [{"rfilename": name, "size": len(item)} for name, item in content.items()]
                 data = json.dumps({"id": hub_id, "modelId": hub_id, "sha": commit, "siblings": listed}).encode()
                 headers["Content-Type"] = "application/json"

@@ -12,18 +12,14 @@ from support.snapshots import SnapshotsClient
 START_TIME = 60  # seconds; most take one, on a busy machine many
 
 
-class Daemons(Node):
-    """Both daemons running, with `environ` added to theirs; `client` talks to the snapshotter. `close` ends everything."""
+class Starting(Node):
+    """A machine whose daemons are started by name; `prefix`: words before their command lines."""
 
-    def __init__(self, home, environ=None):
+    def __init__(self, home, environ=None, *, prefix=()):
         home.mkdir(exist_ok=True)
         super().__init__(home)
+        self.prefix = tuple(prefix)
         self.environ |= environ or {}
-        self.address = self.run_dir / "snapshotter.sock"
-        self.root = home / "root"
-        self.packfs = self.start("packfs")
-        self.snapshotter = self.start("snapshotter")
-        self.client = SnapshotsClient(self.address)
 
     def start(self, name, *flags):
         """Start a daemon; returns once it says READY as systemd wants it."""
@@ -34,7 +30,7 @@ class Daemons(Node):
             inbox.bind(str(notify))
             inbox.settimeout(0.2)
             process = subprocess.Popen(
-                [sys.executable, "-m", "floe", name, *flags],
+                [*self.prefix, sys.executable, "-m", "floe", name, *flags],
                 cwd="/",  # as systemd does
                 env={**self.environ, "NOTIFY_SOCKET": str(notify)},
                 stdout=output,
@@ -51,6 +47,18 @@ class Daemons(Node):
 
     def log(self, name):
         return self.home / f"{name}.log"
+
+
+class Daemons(Starting):
+    """Both daemons running, with `environ` added to theirs; `client` talks to the snapshotter. `close` ends everything."""
+
+    def __init__(self, home, environ=None, *, prefix=()):
+        super().__init__(home, environ, prefix=prefix)
+        self.address = self.run_dir / "snapshotter.sock"
+        self.root = home / "root"
+        self.packfs = self.start("packfs")
+        self.snapshotter = self.start("snapshotter")
+        self.client = SnapshotsClient(self.address)
 
     def restart_snapshotter(self):
         """kill -9 and start again."""

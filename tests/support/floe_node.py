@@ -28,14 +28,14 @@ class Node:
         }
         (home / "config.toml").write_text("")
 
-    def floe(self, *argv, code=0, **options):
+    def floe(self, *argv, code=0, timeout=60, **options):
         found = subprocess.run(
             [sys.executable, "-m", "floe", *map(str, argv)],
             env=self.environ,
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=timeout,
             **options,
         )
         assert found.returncode == code, (argv, found.stdout, found.stderr)
@@ -45,8 +45,8 @@ class Node:
             assert any(line.startswith(("floe: error: ", "floe packfs[")) for line in found.stderr.splitlines())
         return found
 
-    def json(self, *argv):
-        return json.loads(self.floe(*argv, "--json").stdout)
+    def json(self, *argv, **options):
+        return json.loads(self.floe(*argv, "--json", **options).stdout)
 
     def refs(self):
         """What the store names, by key: unchanged means nothing was published."""
@@ -68,6 +68,10 @@ class Node:
                 found.append((int(path.parent.name), words))
         return found
 
+    def let_others_in(self):
+        """Other users come as far as `home`, which pytest makes for its own user alone."""
+        open_to_others(self.home)
+
     def clean_up(self):
         for target in sorted(self.mounts(), reverse=True):
             if not target.startswith(str(self.run_dir)):
@@ -79,6 +83,13 @@ class Node:
                 os.kill(pid, signal.SIGKILL)
         for target in sorted(self.mounts(), reverse=True):
             subprocess.run(["umount", target], check=False, timeout=20)
+
+
+def open_to_others(home):
+    """Let other users come as far as the folder `home`, through those above it that are this user's."""
+    for folder in (home, *home.parents):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
 
 
 def wait_until(condition, seconds=20):

@@ -38,8 +38,10 @@ class FileReader:
         path = self.packs / pack_id
         return path.stat().st_size if path.exists() else None
 
-    def on_hand(self, _pack, _offset, _length):
+    def on_hand(self, _pack, _offset, _length, *, told):
         return None
+
+    def answered(self, _pack, _offset, _length): ...
 
     def _crash(self, pack_id, offset, length):
         bomb = self.gates / f"{pack_id}.crash"
@@ -47,7 +49,7 @@ class FileReader:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.raise_signal(signal.SIGSEGV)
 
-    def read_cached_into(self, pack_id, offset, buffer, *, wait=True):
+    def read_cached_into(self, pack_id, offset, buffer, *, wait=True, told):
         if (self.gates / f"{pack_id}.slow").exists():
             return False
         while (self.gates / f"{pack_id}.disk").exists() and not self.closed.is_set():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import random
 import shutil
 import subprocess
 import time
@@ -18,22 +17,22 @@ from pathlib import Path
 import redis
 from support import sweep
 from support.certificates import Authority
-from support.ports import is_free
+from support.ports import low_port
 
 ADMIN_PASSWORD, PASSWORD = "floe-test-admin", "floe test/pass@word"
-# What docs/OPERATIONS.md gives the user of a push and that of a node; a test compares.
-# What the users may do whose file Floe's operators are given.
-PUSH_RULES, NODE_RULES = (
-    line.partition(" resetchannels ")[2]
+# What the users may do whose file Floe's operators are given: docs/OPERATIONS.md has the same, a test compares.
+RULES = {
+    line.split()[1]: line.partition(" resetchannels ")[2]
     for line in (Path(__file__).parents[2] / "install/identity/redis-users.acl").read_text().splitlines()
-)
+}
+PUSH_RULES = RULES["floe"]
 _START_SECONDS = 30
 
 
 class RedisServer:
     """A running redis-server. `port`; `client()`: an administrator's connection; `url(...)`: an index address.
 
-    `binary` may be valkey-server. `tls`: a Certificates, then there is no plain port. `acl`: with users floe and node.
+    `binary` may be valkey-server. `tls`: a Certificates, then there is no plain port. `acl`: with the users of RULES.
     """
 
     def __init__(self, folder, *options, binary="redis-server", tls=None, acl=False, port=None):
@@ -43,7 +42,7 @@ class RedisServer:
         self.process = None
         self.port = port
         for attempt in range(5):  # another program may take a port between our choice and the server's bind
-            self.port = port or free_port()
+            self.port = port or low_port()
             try:
                 self.start()
             except RuntimeError:
@@ -65,8 +64,7 @@ class RedisServer:
             file = self.folder / "users.acl"
             file.write_text(
                 f"user default off\nuser admin on >{ADMIN_PASSWORD} ~* &* +@all\n"
-                f"user floe on {_hashed(PASSWORD)} resetchannels {PUSH_RULES}\n"
-                f"user node on {_hashed(PASSWORD)} resetchannels {NODE_RULES}\n"
+                + "".join(f"user {name} on {_hashed(PASSWORD)} resetchannels {RULES[name]}\n" for name in RULES)
             )
             words += ["--aclfile", str(file)]
         self._run([self._binary, *words, *self._options, *options])
@@ -292,17 +290,6 @@ def address(ports, query="", *, tls=None, user=None, folder=None):
     return f"redis{'s' if tls else ''}://{user + '@' if user else ''}{hosts}" + (
         f"?{'&'.join(options)}" if options else ""
     )
-
-
-def free_port():
-    """A port of loopback that is free now, and so is the one a cluster's node needs besides, 10000 above it.
-
-    Both are below the range that the kernel gives to clients.
-    """
-    while True:
-        port = random.randrange(12000, 22000)
-        if is_free(port) and is_free(port + 10000):
-            return port
 
 
 def wait_for(condition, say=lambda: "it did not come about"):

@@ -36,6 +36,7 @@ class Registry:
     """docker-registry with log and port of its own. `host` is what image names begin with.
 
     `tls` is a certificate and its key; `storage` is another registry's, to show the same images.
+    `notify`: the address and the secret of who is told of pushes and deletions.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Registry:
         htpasswd: bool = False,
         tls: tuple[Path, Path] | None = None,
         storage: Path | None = None,
+        notify: tuple[str, str] | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.storage = storage or directory / "storage"
@@ -59,6 +61,13 @@ class Registry:
             f"http:\n  addr: 127.0.0.1:0\n  secret: {uuid.uuid4().hex}\n"
             + (f"  tls:\n    certificate: {tls[0]}\n    key: {tls[1]}\n" if tls else "")
             + auth
+            + (
+                "notifications:\n  endpoints:\n"
+                f"    - name: floe\n      url: {notify[0]}\n      timeout: 10s\n      threshold: 5\n      backoff: 100ms\n"
+                f"      headers:\n        Authorization: [Bearer {notify[1]}]\n"
+                if notify
+                else ""
+            )
         )
         self._scheme = "https" if tls else "http"
         self._trust = ssl.create_default_context() if tls else None
@@ -106,9 +115,18 @@ class Registry:
 
     def blob_bytes(self) -> int:
         """Bytes of blobs and ranges of blobs that were downloaded."""
+        return self.downloads()["bytes"]["blob"]
+
+    def downloads(self) -> dict[str, dict[str, int]]:
+        """`requests` and `bytes` of blobs, or ranges of them, and of manifests that were downloaded."""
         self.requests()  # the log holds what was answered before now
-        text = self._log.read_text(errors="replace")
-        return sum(int(size) for path, size in _SIZES.findall(text) if "/blobs/sha" in path)
+        found = {"requests": {"blob": 0, "manifest": 0}, "bytes": {"blob": 0, "manifest": 0}}
+        for path, size in _SIZES.findall(self._log.read_text(errors="replace")):
+            for content, part in (("blob", "/blobs/sha"), ("manifest", "/manifests/")):
+                if part in path:
+                    found["requests"][content] += 1
+                    found["bytes"][content] += int(size)
+        return found
 
     def stop(self) -> None:
         """End the registry."""
@@ -119,11 +137,11 @@ class Registry:
             self.process.kill()
             self.process.wait()
 
-    def push(self, source: str, name: str) -> str:
+    def push(self, source: str, name: str, *, timeout: float = 120) -> str:
         """Copy `source` (`oci:DIR:TAG`) to `name` (`app:1`) with skopeo; returns the full name."""
         target = f"{self.host}/{name}"
         command = ["skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", "--preserve-digests", "-q"]
-        subprocess.run([*command, source, f"docker://{target}"], check=True, timeout=120)
+        subprocess.run([*command, source, f"docker://{target}"], check=True, timeout=timeout)
         return target
 
 
@@ -146,7 +164,7 @@ class Front(Loopback):
     identity token is good for one. `redirect`: blobs are answered by a redirect to this other Front, as object storage
     would be. `breaks`: so many blob answers are cut short, each after `cut` bytes; `expire`: all tokens end with a break.
     `ranges`: whether Range is honoured. `spoil`: blobs have a byte flipped. `fail`: so many requests are answered 503;
-    `status`: all are answered so. `api`: the API's root, if not /v2. `tls`: a server's context; `name`: the `HOST[:PORT]`
+    `fails` and `loses`: so many of a method are answered 503, before or after they were done. `status`: all are answered so. `api`: the API's root, if not /v2. `tls`: a server's context; `name`: the `HOST[:PORT]`
     it is known by. `seen` holds (method, path, headers), `answered` the statuses.
     """
 
@@ -161,6 +179,8 @@ class Front(Loopback):
         self.ranges = bool(options.pop("ranges", True))
         self.spoil = bool(options.pop("spoil", False))
         self.fail = int(options.pop("fail", 0))
+        self.fails: dict[str, int] = options.pop("fails", {})
+        self.loses: dict[str, int] = options.pop("loses", {})
         self.status = int(options.pop("status", 0))
         self.basic = bool(options.pop("basic", False))
         self.logins: dict[str, str] = dict(options.pop("logins", {USER: PASSWORD}))
@@ -203,6 +223,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if front.fail > 0:
             front.fail -= 1
+            self._answer(503, {}, b"")
+            return
+        if front.fails.get(self.command, 0) > 0:
+            front.fails[self.command] -= 1
             self._answer(503, {}, b"")
             return
         if front.status:
@@ -287,6 +311,10 @@ class _Handler(BaseHTTPRequestHandler):
                 front.valid.clear()
             self._answer(response.status, kept, data[: front.cut])
             self.close_connection = True
+            return
+        if front.loses.get(self.command, 0) > 0:
+            front.loses[self.command] -= 1
+            self._answer(503, {}, b"")
             return
         if response.status == 416:
             kept = {}

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -23,13 +22,13 @@ from urllib.parse import quote
 
 import boto3
 from botocore.config import Config
-from support import sweep
-from support.ports import is_free
+from prometheus_client.parser import text_string_to_metric_families
+from support import ports, sweep
 
 ACCESS_KEY, SECRET_KEY = "floe-test-access", "floe-test-secret"
 READER_KEY, READER_SECRET = "floe-test-reader", "floe-test-reader-secret"
-_GRPC = 10000  # every service of weed also listens on its port + this
-_PORTS = ("master", "volume", "filer", "s3")
+_SERVICES = ("master", "volume", "filer", "s3")
+_PORTS = (*_SERVICES, "metrics")
 _START_SECONDS = 60
 
 
@@ -82,6 +81,20 @@ class Seaweed:
             client.create_bucket(Bucket=name)
         return name
 
+    def downloads(self, bucket):
+        """What the server itself counts for a bucket: GET requests answered with 206, and bytes of objects sent."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._ports['metrics']}/metrics", timeout=10) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        samples = [sample for family in families for sample in family.samples if sample.labels.get("bucket") == bucket]
+        requests = sum(
+            sample.value
+            for sample in samples
+            if sample.name == "SeaweedFS_s3_request_total"
+            and (sample.labels["type"], sample.labels["code"]) == ("GET", "206")
+        )
+        sent = sum(sample.value for sample in samples if sample.name == "SeaweedFS_s3_bucket_traffic_sent_bytes_total")
+        return int(requests), int(sent)
+
     def environment(self):
         """The environment variables that give a process the right credentials."""
         return {
@@ -98,7 +111,7 @@ class Seaweed:
         process.kill()  # its own way of stopping takes ten seconds, and nothing in it is to be kept
         process.wait(30)
         for name, port in self._ports.items():
-            Path(f"/tmp/seaweedfs-{name}-grpc-{port + _GRPC}.sock").unlink(missing_ok=True)
+            Path(f"/tmp/seaweedfs-{name}-grpc-{port + ports.GRPC}.sock").unlink(missing_ok=True)
 
     def _start(self):
         self._ports = _free_ports()
@@ -110,8 +123,9 @@ class Seaweed:
         config.write_text(json.dumps({"identities": identities}))
         data = self.folder / f"data-{self._ports['s3']}"
         data.mkdir()
-        arguments = [f"-{name}.port={port}" for name, port in self._ports.items()]
-        arguments += [f"-{name}.port.grpc={port + _GRPC}" for name, port in self._ports.items()]
+        arguments = [f"-{name}.port={self._ports[name]}" for name in _SERVICES]
+        arguments += [f"-{name}.port.grpc={self._ports[name] + ports.GRPC}" for name in _SERVICES]
+        arguments.append(f"-metricsPort={self._ports['metrics']}")
         with (self.folder / "weed.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -168,13 +182,10 @@ def _identity(name, access, secret, actions):
 
 
 def _free_ports():
-    """Ports of which the one 10000 above is free too, below the range that the kernel gives to clients."""
     chosen = {}
     while len(chosen) < len(_PORTS):
-        port = random.randrange(12000, 22000)
-        if any(abs(port - other) in (0, _GRPC) for other in chosen.values()):
-            continue
-        if is_free(port) and is_free(port + _GRPC):
+        port = ports.low_port()
+        if port not in chosen.values():
             chosen[_PORTS[len(chosen)]] = port
     return chosen
 

@@ -19,7 +19,7 @@ from floe.protos.gen.containerd import mount_pb2
 from floe.protos.gen.containerd import snapshots_pb2 as pb
 from floe.snapshotter.config import SnapshotterConfig
 from floe.snapshotter.lazylayers import Usage
-from floe.snapshotter.service import SERVICE, Server
+from floe.snapshotter.service import SERVICE, server
 from floe.snapshotter.snapshotter import Snapshotter
 from floe.store import mounttable
 from floe.store.errors import BusyError, FloeError, UnavailableError, UntrustedError
@@ -262,7 +262,7 @@ class Node:
         self.snapshotter = Snapshotter(self.config, self.layers)
         self.failed = self.snapshotter.start()
         self.snapshotter.tidy()
-        self.server = Server(self.config.address, self.snapshotter)
+        self.server = server(self.config.address, self.snapshotter)
         self.server.start()
         self.client = SnapshotsClient(self.config.address)
 

@@ -1,8 +1,9 @@
-"""Leftovers of test sessions that were killed: their processes ended, their mounts and folders taken away.
+"""Leftovers of test sessions that were killed: their processes ended, their mounts, networks and folders taken away.
 
 A session marks what it starts. Its processes inherit the environment variable `MARK`, which holds the pid of pytest and
 when that was started; its folders carry the pid in their names, or lie in pytest's own numbered folder, which holds it in
-`.lock`. What belongs to a session that still runs, or to nobody's tests, is never touched.
+`.lock`; its network links bear the mark as their alias, its network namespaces in their names. What belongs to a session
+that still runs, or to nobody's tests, is never touched.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from floe.store import mounttable
 
 MARK = "TEST_SESSION_OF_FLOE"
+NETNS = "floe-test-"  # a network namespace's name: this, the mark, a dot and what tells it from others
 _PLACES = (Path("/run"), Path("/var/tmp"))
 _FOLDER = re.compile(r"floe-test-[a-z]+-(\d+)-.*")
 _stops: list[Callable[[], None]] = []
@@ -77,16 +79,32 @@ def _sweep(folders, is_dead):
     until = time.monotonic() + _PATIENCE
     while any(_started(pid) for pid in doomed) and time.monotonic() < until:
         time.sleep(0.02)
+    ended = _ended_folders()
     for mount in reversed(mounttable.mounts()):
-        if any(Path(mount.target).is_relative_to(place) for place in folders):
+        if any(Path(mount.target).is_relative_to(place) for place in (*folders, *ended)):
             # Lazily: whoever served it is dead, and the next line must not depend on that.
             subprocess.run(["umount", "--lazy", "--no-canonicalize", mount.target], check=False, timeout=20)
             found.append(f"mount {mount.target}")
+    found += _sweep_networks(is_dead)
     for place in folders:
         # Not shutil.rmtree: before Python 3.13 it fails over deep directories, and pytest with it.
         subprocess.run(["rm", "-rf", "--one-file-system", place], check=False)
         found.append(f"folder {place}")
     return found
+
+
+def _sweep_networks(is_dead):
+    doomed = []
+    for file in Path("/sys/class/net").glob("*/ifalias"):
+        with contextlib.suppress(OSError):  # went meanwhile
+            key, _, mark = file.read_text().strip().partition("=")
+            if key == MARK and is_dead(mark):
+                doomed.append(("link", file.parent.name))
+    named = [file.name for file in Path("/run/netns").glob(f"{NETNS}*")]
+    doomed += [("netns", name) for name in named if is_dead(".".join(name.removeprefix(NETNS).split(".")[:2]))]
+    words = [["ip", kind, "del", name] for kind, name in doomed]
+    gone = [each for each in words if subprocess.run(each, check=False, capture_output=True).returncode == 0]
+    return [f"{kind} {name}" for _, kind, _, name in gone]
 
 
 def _processes(is_dead):
@@ -118,16 +136,23 @@ def _dead_folders():
         for path in place.glob("floe-test-*")
         if (name := _FOLDER.fullmatch(path.name)) and _started(int(name[1])) is None
     ]
-    for path in Path(tempfile.gettempdir()).glob(f"pytest-of-{getpass.getuser()}/pytest-*"):
-        if path.is_symlink() or not path.is_dir() or not re.fullmatch(r"pytest-\d+", path.name):
+    return dead + [path for path, pid in _pytest_folders() if pid is not None and _started(pid) is None]
+
+
+def _ended_folders():
+    """What pytest keeps, or was about to remove, of sessions that ended by themselves: a test that was broken off may have left mounts."""
+    return [path for path, pid in _pytest_folders() if pid is None]
+
+
+def _pytest_folders():
+    """Pytest's folders for sessions, and the pid of whose session still has it or was killed; None where it ended by itself."""
+    for path in Path(tempfile.gettempdir()).glob(f"pytest-of-{getpass.getuser()}/*"):
+        if path.is_symlink() or not path.is_dir() or not re.fullmatch(r"pytest-\d+|garbage-.*", path.name):
             continue
         try:
-            pid = int((path / ".lock").read_text())
+            yield path, int((path / ".lock").read_text())
         except (FileNotFoundError, ValueError):
-            continue  # it ended by itself, and swept
-        if _started(pid) is None:
-            dead.append(path)
-    return dead
+            yield path, None
 
 
 def _alive(mark):

@@ -45,9 +45,17 @@ def test_versions_are_texts(version):
 def test_a_model_of_the_hub():
     info = parse(with_models(2, hub_entry("Acme/Tiny-Model")))
     model = info.models[0]
-    assert (model.hub_id, model.revision, model.from_hub) == ("acme/tiny-model", COMMIT, True)
+    assert (model.hub_id, model.commits, model.from_hub) == ("acme/tiny-model", (COMMIT,), True)
     assert str(model) == f"acme/tiny-model@{COMMIT}"
     assert len(info.models) == 3
+
+
+def test_commits_of_one_repository_are_one_model():
+    other = "e" * 40
+    for order in ((COMMIT, other), (other, COMMIT), (COMMIT, other, COMMIT)):
+        entries = "".join(hub_entry("Acme/Tiny-Model", revision=revision) for revision in order)
+        info = parse(with_models(2, entries))
+        assert [str(model) for model in info.models] == [f"acme/tiny-model@{COMMIT},{other}", "own:b2", "shared:1"]
 
 
 def test_envs_may_be_listed_by_docker_options():

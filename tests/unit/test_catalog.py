@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from support.signing import signer, signing
 from support.stores import LastByteFlipStore, RecordingStore, StoreWrapper, UnreachableStore
 
 from floe.store import layout
@@ -25,6 +26,7 @@ from floe.store.packindex import CODEC_RAW, ChunkEntry, FrameEntry, PackIndex, e
 from floe.store.records import (
     KIND_LAYER,
     KIND_MODEL,
+    MOVES_KEPT,
     AttachmentRecord,
     ChainRecord,
     ImageRecord,
@@ -177,6 +179,55 @@ def test_a_tag_moves_and_says_what_it_named(catalog):
     assert catalog.set_model(MODEL, two) == one
     assert catalog.resolve_model(MODEL) == (two, manifest(source="there"))
     assert catalog.resolve_model(ModelRef.parse(f"org/bert@{one}")) == (one, manifest())
+
+
+def test_a_tag_knows_what_it_named_and_who_moved_it(catalog, store, monkeypatch):
+    one, two = catalog.put_manifest(manifest()), catalog.put_manifest(manifest(source="there"))
+    times = (f"2026-01-01T00:00:0{number}Z" for number in range(1, 9))
+    monkeypatch.setattr("floe.store.catalog._now", lambda: next(times))
+    for by, target in (("ann", one), ("ben", two), ("ben", two), ("", one)):
+        Catalog(store, NullIndex(), by=by).set_model(MODEL, target)
+    catalog.set_layer(DIFF_A, one)
+    catalog.set_layer(DIFF_A, two)
+    ref = catalog.model_ref(MODEL)
+    assert [(move.manifest, move.updated[-2], move.by) for move in ref.moves] == [
+        (one, "3", ""),
+        (two, "2", "ben"),  # what changed nothing is no move
+        (one, "1", "ann"),
+    ]
+    assert (ref.manifest, ref.updated, ref.by) == (one, "2026-01-01T00:00:03Z", "")
+    assert catalog.layer_ref(DIFF_A).before == ()  # a layer's ref is read at every start
+    # Signing it is no move.
+    assert signing(store, signer(1)).set_model(MODEL, one) == one
+    assert len(catalog.model_ref(MODEL).signatures) == 1
+    assert catalog.model_ref(MODEL).before == ref.before
+    catalog.remove_model(MODEL)
+    catalog.set_model(MODEL, one)
+    assert catalog.model_ref(MODEL).before == ()
+
+
+def test_of_many_moves_the_last_are_kept(catalog):
+    digests = [f"{number:064x}" for number in range(MOVES_KEPT + 5)]
+    for target in digests:
+        catalog.set_model(MODEL, target)
+    moves = catalog.model_ref(MODEL).moves
+    assert [move.manifest for move in moves] == digests[: -MOVES_KEPT - 2 : -1]
+    assert len(catalog.store.get(layout.model_ref_key(MODEL))) < 20_000
+
+
+def test_the_tags_of_one_model(catalog, store):
+    one = catalog.put_manifest(manifest())
+    for name in ("org/bert:v1", "org/bert:v2", "bert:v1", "org/bertha:v1", "bert/org:v1"):
+        catalog.set_model(ModelRef.parse(name), one)
+    store.put("refs/models/org/bert/v3", b"{]")
+    told = []
+    assert [str(ref) for ref, _ in catalog.tags_of("org/bert", lambda key, _: told.append(key))] == [
+        "org/bert:v1",
+        "org/bert:v2",
+    ]
+    assert told == ["refs/models/org/bert/v3"]
+    assert [str(ref) for ref, _ in catalog.tags_of("bert")] == ["bert:v1"]
+    assert catalog.tags_of("nobody") == []
 
 
 def test_a_tag_that_somebody_moved_meanwhile_stays(catalog):
@@ -473,6 +524,42 @@ def test_a_name_that_moves_back_stands_for_the_first_again(catalog):
             catalog.set_image(image(number, "app:1", indexed=f"{time}T00:00:00Z"))
             assert catalog.find_image("app:1").manifest_digest == image(number).manifest_digest
         assert catalog.image(image(2).manifest_digest).names == ()
+
+
+def test_who_loses_its_last_name_of_a_repository_keeps_that_by_digest(catalog):
+    """Retention asks registries by names."""
+    main, other, folder = "registry.example:5000/team/app:main", "registry.example/app:main", "oci:/some/folder:main"
+    digest = image(1).manifest_digest
+    by_digest = f"registry.example:5000/team/app@{digest}"
+    catalog.set_image(image(1, main, other, folder))
+    catalog.set_image(image(2, main, folder))
+    assert catalog.image(digest).names == (other, by_digest)
+    for text in (by_digest, digest):
+        assert catalog.find_image(text).manifest_digest == digest
+    assert catalog.find_image(main).manifest_digest == image(2).manifest_digest
+    catalog.set_image(image(1, "registry.example:5000/team/app:stable", main))
+    catalog.set_image(image(3, main))
+    assert catalog.image(digest).names == (other, "registry.example:5000/team/app:stable", by_digest)
+
+
+def test_who_keeps_another_name_of_the_repository_needs_none_by_digest(catalog):
+    catalog.set_image(image(1, "registry.example/app:1", "registry.example/app:main"))
+    catalog.set_image(image(2, "registry.example/app:main"))
+    assert catalog.image(image(1).manifest_digest).names == ("registry.example/app:1",)
+
+
+def test_a_record_is_forgotten_only_as_it_was_listed(catalog, store):
+    listed = image(1, "registry.example/staging/app:1")
+    catalog.set_image(listed)
+    catalog.set_attachment(AttachmentRecord(listed.manifest_digest, "source", (), "2026-01-01T00:00:00Z"))
+    catalog.set_image(image(1, "registry.example/prod/app:1"))
+    assert not catalog.forget_image(listed)
+    now = catalog.image(listed.manifest_digest)
+    assert now.names == ("registry.example/prod/app:1", *listed.names)
+    assert catalog.forget_image(now)
+    assert not catalog.forget_image(now)
+    assert list(catalog.images()) == []
+    assert catalog.attachment(listed.manifest_digest) is None
 
 
 def test_a_name_is_taken_off_records_of_the_same_platform_only(catalog):

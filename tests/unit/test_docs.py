@@ -9,11 +9,15 @@ from types import SimpleNamespace
 import pytest
 from support import redis_server
 
+from floe.agent.daemon import agent_metrics
 from floe.cli import packfs_metrics, settings
 from floe.cli.completion import words_of
 from floe.cli.main import build_parser
+from floe.csi import daemon as csi_daemon
 from floe.fuse.errno_map import ERRNO
-from floe.ingest.oci import layers, media, tarheader, tarstream
+from floe.indexer import metrics as indexer_metrics
+from floe.indexer.worker import BECAME
+from floe.ingest.oci import layers, media, taken, tarheader, tarstream
 from floe.snapshotter import daemon, resolver, snapshotter
 from floe.store import erofs, errorkinds, fields, jsontext, nodes, packindex, profile, treeobject, waits
 from floe.store.objects import check, gcs_address, keys, s3_address
@@ -26,7 +30,9 @@ DERIVED = {
     "spool_dir": ("CACHE_DIR/spool", lambda made: made.spool),
     "address": ("RUN_DIR/snapshotter.sock", lambda made: made.socket),
     "packfs_metrics": ("unix:RUN_DIR/packfs-metrics.sock", lambda made: made.metrics("packfs")),
+    "agent_metrics": ("unix:RUN_DIR/agent-metrics.sock", lambda made: made.metrics("agent")),
     "snapshotter_metrics": ("unix:RUN_DIR/snapshotter-metrics.sock", lambda made: made.metrics("snapshotter")),
+    "csi_metrics": ("unix:RUN_DIR/csi-metrics.sock", lambda made: made.metrics("csi")),
 }
 
 
@@ -61,6 +67,8 @@ def test_the_table_of_settings_is_whole_and_its_defaults_are_the_code_s():
     assert list(table) == list(settings.KEYS)
     built_in = settings.Settings()
     assert table.pop("workers") == "CPUs, at most 8"
+    assert table.pop("node_name") == "the host's name"
+    assert built_in.node_name is None
     for key, cell in table.items():
         (written,) = code(cell)
         if key in DERIVED:
@@ -98,9 +106,21 @@ class Everything(dict):
 
 def test_the_table_of_metrics_is_what_is_exported():
     figures = snapshotter.Figures({}, {}, "closed", 0, 0, {})
-    served = exported(packfs_metrics.packfs_metrics(Everything())) | exported(
-        daemon._exposition(SimpleNamespace(metrics=lambda: figures))
+    driver = SimpleNamespace(counted=dict, restored={}, published=list)
+    served = (
+        exported(packfs_metrics.packfs_metrics(Everything()))
+        | exported(daemon._exposition(SimpleNamespace(metrics=lambda: figures)))
+        | exported(csi_daemon.exposition(driver, driver))
     )
+    served |= exported(indexer_metrics.indexer_metrics({}, taken.TAKEN, None, 0.0))
+    for name, known in (("floe_indexer_jobs_total", BECAME), ("floe_registry_requests_total", taken.CONTENTS)):
+        (row,) = (row for row in rows(OPERATIONS, "metric") if code(row[0]) == [name])
+        assert tuple(code(row[2])) == known
+    counts = dict.fromkeys(("done", "failed", "refused"), 0)
+    warming = SimpleNamespace(active=[], counts=counts)
+    served |= exported(agent_metrics(SimpleNamespace(failures={"x": 0}), warming, 0.0))
+    (row,) = (row for row in rows(OPERATIONS, "metric") if code(row[0]) == ["floe_agent_warm_ended_total"])
+    assert code(row[2]) == list(counts)
     assert {code(row[0])[0]: row[1] for row in rows(OPERATIONS, "metric")} == served
 
 
@@ -117,7 +137,7 @@ def test_the_reasons_and_events_are_the_code_s():
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "_count"
     }
     (row,) = (row for row in rows(OPERATIONS, "metric") if code(row[0]) == ["floe_snapshotter_events_total"])
-    assert set(code(row[2])) == counted
+    assert set(code(row[2])) == counted == set(snapshotter.EVENTS)
 
 
 def test_the_options_of_addresses_and_what_is_said_of_conditional_puts_are_the_code_s():
@@ -212,16 +232,17 @@ def test_commands_and_flags_in_the_texts_exist(page):
         for command in re.findall(r"`(floe [a-z][^`]*)`", text) + re.findall(
             r"^ {4}(floe [^#\n]*)", text, flags=re.MULTILINE
         ):
-            name, known = "", {word.text for word in tree[""]}
+            name, known, before = "", {word.text for word in tree[""]}, ""
             for word in re.findall(r"--?[a-z-]+|[^\s,;]+", command.removeprefix("floe ")):
                 if f"{name} {word}".strip() in tree:
                     name = f"{name} {word}".strip()
                     known |= {word.text for word in tree[name]}
                 elif word.startswith("--"):
                     assert word in known, f"{path.name}: {command}"
-                else:
+                elif not before.startswith("--"):  # else it may be the flag's value
                     assert name, f"{path.name}: {command}"
                     assert not any(longer.startswith(f"{name} ") for longer in tree), f"{path.name}: {command}"
+                before = word
 
 
 def test_files_named_in_the_texts_exist():
@@ -243,8 +264,8 @@ def test_decisions_are_numbered_once_and_listed():
 
 def test_the_users_of_the_index_are_those_the_tests_run_with():
     lines = OPERATIONS.splitlines()
-    assert f"    user floe {redis_server.PUSH_RULES}" in lines
-    assert f"    user node {redis_server.NODE_RULES}" in lines
+    for name, rules in redis_server.RULES.items():
+        assert f"    user {name} {rules}" in lines
 
 
 def test_the_table_of_bounds_is_the_code_s():

@@ -5,6 +5,7 @@ import threading
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from floe.cli.packfs_metrics import packfs_metrics
 from floe.store import process
 from floe.store.errors import AccessDeniedError, BadInputError, BusyError, UnavailableError
 from floe.store.exposition import COUNTER, GAUGE, HISTOGRAM, Metric, MetricsServer, distributions, read_metrics
@@ -165,3 +166,17 @@ def test_a_histogram_and_openmetrics_with_units_for_who_asks_for_that():
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert families["floe_wait_seconds"].type == "histogram"
     assert families["floe_read_bytes"].unit == "bytes"
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/openmetrics-text"])
+def test_a_figure_that_cannot_be_read_just_now_is_left_out_and_takes_nothing_with_it(accept):
+    status = {"waiting": None, "uptime": 1.0, "counters": {}}
+    server = MetricsServer("127.0.0.1:0", lambda: packfs_metrics(status))
+    try:
+        said = read_metrics(server.address, accept=accept)
+        assert "floe_packfs_uptime_seconds 1.0" in said
+        assert "waiting" not in said
+        status["waiting"] = 0
+        assert "floe_packfs_waiting_requests 0.0" in read_metrics(server.address, accept=accept)
+    finally:
+        server.close()

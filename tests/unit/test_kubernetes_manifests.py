@@ -10,6 +10,10 @@ import yaml
 
 import floe
 from floe.cli import settings
+from floe.cli.main import build_parser
+from floe.csi import request, service
+from floe.indexer.webhook import parse_listen
+from floe.store.index.redis.keys import Keys
 
 INSTALL = Path(__file__).parents[2] / "install"
 KUBERNETES = INSTALL / "kubernetes"
@@ -44,6 +48,8 @@ def test_manifests_are_what_their_schemas_say(path, version):
     found = documents(path)
     assert found
     for one in found:
+        if one["apiVersion"].startswith("keda.sh/"):
+            continue  # a resource that others define; what Floe says in it is looked at below
         kubernetes_validate.validate(one, SINCE.get(path.stem, version) if version == OLDEST else version, strict=True)
 
 
@@ -65,7 +71,13 @@ def test_kustomizations_name_what_is_there(path):
     for patch in found.get("patches", []):
         assert list(yaml.safe_load_all(patch["patch"]))
     for image in found.get("images", []):
-        assert (image["name"], image["newTag"]) == ("floe-installer", floe.__version__)
+        assert image["name"] in ("registry.example/floe-installer", "floe-indexer")
+        assert image["newTag"] == floe.__version__
+
+
+def test_the_base_names_the_image_of_this_version():
+    """By the one name that every fleet's kustomization replaces."""
+    assert {one["image"] for one in CONTAINERS.values()} == {f"registry.example/floe-installer:{floe.__version__}"}
 
 
 @pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=lambda path: path.parent.name)
@@ -94,7 +106,8 @@ def test_taint_handler_and_label_have_one_name_everywhere():
     assert {key: value for key, value in untaint.items() if value} == {"TAINT": TAINT, "STATE": "/state/ready"}
     assert TAINT in (KUBERNETES / "base/admission.yaml").read_text()
     assert runtime["scheduling"]["nodeSelector"].items() <= POD["nodeSelector"].items()
-    examples = [one for path in (KUBERNETES / "examples").glob("*.yaml") for one in documents(path)]
+    files = [path for path in (KUBERNETES / "examples").glob("*.yaml") if path.name != "csi.yaml"]  # of any runtime
+    examples = [one for path in files for one in documents(path)]
     assert len(examples) > 3
     for one in examples:
         template = {"Pod": one, "Deployment": one.get("spec", {}).get("template")}.get(one["kind"])
@@ -116,6 +129,92 @@ def test_who_has_the_host_has_no_token_and_who_has_the_token_has_no_host():
     assert weak["capabilities"] == {"drop": ["ALL"]}
     (role,) = (one for one in documents(KUBERNETES / "base/rbac.yaml") if one["kind"] == "ClusterRole")
     assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}]
+
+
+CSI = KUBERNETES / "overlays/csi"
+
+
+def test_the_driver_is_registered_where_it_listens_and_examples_ask_for_it():
+    name = named(CSI / "csidriver.yaml", "CSIDriver")["metadata"]["name"]
+    assert name == service.NAME
+    spec = named(CSI / "csidriver.yaml", "CSIDriver")["spec"]
+    assert spec["podInfoOnMount"] is True  # rules rest on it
+    assert spec["attachRequired"] is False  # else kubelets would wait for a controller
+    pod = named(CSI / "registrar.yaml", "DaemonSet")["spec"]["template"]["spec"]
+    arguments = dict(one.removeprefix("--").split("=") for one in pod["containers"][0]["args"])
+    assert arguments["kubelet-registration-path"] == str(settings.Settings().csi_socket)
+    places = {one["mountPath"]: one["name"] for one in pod["containers"][0]["volumeMounts"]}
+    hosts = {one["name"]: one["hostPath"]["path"] for one in pod["volumes"]}
+    assert arguments["csi-address"] == "/csi/csi.sock"
+    assert hosts[places["/csi"]] == str(settings.Settings().csi_socket.parent)
+    assert hosts[places["/registration"]] == str(settings.Settings().kubelet_dir / "plugins_registry")
+    assert pod["nodeSelector"] == POD["nodeSelector"]
+    assert pod["automountServiceAccountToken"] is False
+    assert "privileged" not in pod["containers"][0]["securityContext"]
+    found = documents(KUBERNETES / "examples/csi.yaml")
+    inline, persistent, claim, claims = found
+    asked = [inline["spec"]["volumes"][0]["csi"], persistent["spec"]["csi"]]
+    assert [one["driver"] for one in asked] == [name, name]
+    assert all(one["readOnly"] for one in asked)
+    assert claim["spec"]["volumeName"] == persistent["metadata"]["name"]
+    assert claims["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["inline", "persistent"])
+def test_what_a_kubelet_makes_of_the_examples_is_accepted(number):
+    spec = documents(KUBERNETES / "examples/csi.yaml")[number]["spec"]
+    volume = spec["csi"] if number else spec["volumes"][0]["csi"]
+    mode = request.csi_pb2.VolumeCapability.AccessMode
+    wanted = request.read_publish(
+        request.csi_pb2.NodePublishVolumeRequest(
+            volume_id=volume.get("volumeHandle", "csi-1"),
+            target_path="/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/llama/mount",
+            # Of a claim a kubelet says what the pod's volume says, and the volume's first mode.
+            readonly=not number and volume["readOnly"],
+            volume_capability=request.csi_pb2.VolumeCapability(
+                mount=request.csi_pb2.VolumeCapability.MountVolume(),
+                access_mode=mode(mode=mode.MULTI_NODE_READER_ONLY if number else mode.SINGLE_NODE_WRITER),
+            ),
+            volume_context=volume["volumeAttributes"],
+        )
+    )
+    assert wanted.model == "llama:8b"
+
+
+def test_indexers_have_nothing_of_a_node_and_their_settings_can_be_read():
+    folder = KUBERNETES / "examples/indexer"
+    deployment = named(folder / "deployment.yaml", "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
+    args = build_parser().parse_args(container["args"])
+    assert parse_listen(args.webhook)[1] == container["ports"][0]["containerPort"]
+    (found,) = documents(folder / "kustomization.yaml")
+    (generator,) = found["configMapGenerator"]
+    environ = dict(literal.partition("=")[::2] for literal in generator["literals"])
+    assert generator["name"] == container["envFrom"][0]["configMapRef"]["name"]
+    read = settings.load({}, environ, config="")
+    assert len(read.image_policy.rules) == 2
+    assert read.image_grace == 7 * 86_400
+    mounts = {one["mountPath"] for one in container["volumeMounts"]}
+    assert any(str(read.spool).startswith(f"{mount}/") for mount in mounts)
+    (secrets,) = found["secretGenerator"]
+    assert Path(args.webhook_secret).name in secrets["files"]
+    for name in re.findall(r"/secrets/([\w.-]+)", read.index):
+        assert name in secrets["files"]
+
+
+def test_indexers_are_scaled_by_the_stream_that_they_read():
+    scaled = named(KUBERNETES / "examples/indexer/scaledobject.yaml", "ScaledObject")
+    deployment = named(KUBERNETES / "examples/indexer/deployment.yaml", "Deployment")
+    assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    (trigger,) = scaled["spec"]["triggers"]
+    stream = Keys("floe", "uuid").jobs("stream")
+    assert re.sub(r"^floe:[^:]+:", "floe:STORE:", stream) == trigger["metadata"]["stream"]
 
 
 def test_nodes_are_upgraded_one_by_one_and_a_service_s_name_is_no_setting():

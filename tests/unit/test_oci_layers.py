@@ -328,6 +328,22 @@ def test_sparse_files(make):
     assert content(find(root, b"after")) == b"z"
 
 
+def test_a_header_of_an_old_go_is_refused_and_times_of_gnu_s_are_not():
+    """GNU's magic, and where its times belong the first part of a long path: the file would come under another name."""
+    header = bytearray(tarfile.TarInfo("file").tobuf(tarfile.GNU_FORMAT))
+
+    def read_with(at, text):
+        changed = bytearray(header)
+        changed[at : at + len(text)] = text
+        changed[148:156] = b" " * 8
+        changed[148:156] = b"%06o\0 " % sum(changed[:512])
+        return read(bytes(changed) + bytes(1024)).root
+
+    with pytest.raises(UnsupportedError, match="old Go"):
+        read_with(345, b"usr/lib/" + b"d" * 60)
+    assert list(read_with(345, b"14000000000\0" + b"14000000001\0").children) == [b"file"]
+
+
 def test_sparse_files_of_old_gnu_tar(tmp_path):
     with (tmp_path / "f").open("wb") as file:
         for number in range(60):

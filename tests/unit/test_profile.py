@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from floe.store import profile as module
 from floe.store.errors import DamagedError, UnsupportedError
 from floe.store.ids import digest
-from floe.store.profile import Profile, Touch, is_news, merge
+from floe.store.profile import PATH_MAX, Profile, Touch, is_news, merge
 
 KEY = "profiles/trees/aa/x"
 
@@ -117,6 +117,12 @@ def test_news_is_what_changes_the_replay():
     assert is_news(known, recording(1))
     many = merge(merge(recording(*range(100)), recording(*range(100))), recording(*range(100)))
     assert not is_news(many, recording(*range(5, 100)))
+
+
+def test_a_path_longer_than_linux_allows_is_damage():
+    assert Profile.decode(Profile(1, pieces={(b"x" * PATH_MAX, 0): Touch(0, 1)}).encode(), "key").pieces
+    with pytest.raises(DamagedError, match="cannot be parsed"):
+        Profile.decode(Profile(1, pieces={(b"x" * (PATH_MAX + 1), 0): Touch(0, 1)}).encode(), "key")
 
 
 def test_the_layout_is_the_documented_one():

@@ -105,6 +105,11 @@ def test_the_same_paths_are_found_in_the_next_version(tree):
     ]
 
 
+def test_paths_of_any_depth_are_looked_up(tree):
+    deep = b"/".join([b"d"] * 2000)
+    assert list(locate(tree.image, [(deep, 0), (b"/" * 3000 + b"x", 0)])) == []
+
+
 def test_a_piece_that_is_cut_shorter_ends_with_its_file():
     following = Tree({b"big": BIG[: PIECE + 100]})
     (extent,) = locate(following.image, [(b"big", 1)])

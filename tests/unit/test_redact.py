@@ -5,6 +5,7 @@ import json
 import pytest
 
 from floe.cli.redact import MARK, Redactor, is_secret_name, secrets_in_address, secrets_of
+from floe.cli.settings import KEYS
 
 SECRET = 'p@ss/w"ord+1'
 
@@ -47,6 +48,11 @@ def test_known_secrets_go_in_every_form(text):
         ("-----BEGIN PRIVATE KEY-----\nMC4CAQAw\n-----END PRIVATE KEY-----", "MC4CAQAw"),
         ("-----BEGIN EC PRIVATE KEY-----\nMC4CAQAw cut off", "MC4CAQAw"),
         ("HF hf_abcdefghijkl", "hf_abcdefghijkl"),
+        ("dbpass=hunter22", "hunter22"),
+        ("token=true22", "true22"),
+        ('passphrase: "on the hill"', "hill"),
+        ("passphrase='off you go'", "go"),
+        ("token: auto-hunter22", "auto-hunter22"),
     ],
 )  # fmt: skip
 def test_what_looks_like_a_secret_goes(text, secret):
@@ -62,6 +68,10 @@ def test_what_looks_like_a_secret_goes(text, secret):
         "image registry.example/app@sha256:0123456789abcdef",
         "rediss://host:6379?ca=/etc/ca.pem",
         "layer sha256:abc is unpacked the ordinary way, reason timeout",
+        "cache_bypass = auto, FLOE_CACHE_BYPASS=slow, bypass: hunter22",
+        'TOKENIZERS_PARALLELISM=false; {"token_cache": "off", "use_token": true}',
+        "?token=none&a=b",
+        "is_token: never",
     ],
 )
 def test_what_is_none_stays(text):
@@ -73,6 +83,20 @@ def test_values_go_by_their_names_and_keys_by_their_text():
         {"api_token": "x1", "list": [{"secret": "y1"}, 7, None], "of hunter22": "a", "key": "k8s.io/1/abc"}
     )
     assert found == {"api_token": MARK, "list": [{"secret": MARK}, 7, None], f"of {MARK}": "a", "key": "k8s.io/1/abc"}
+
+
+def test_no_setting_is_taken_for_a_secret_by_its_name():
+    assert [key for key in KEYS if is_secret_name(key) or is_secret_name(f"FLOE_{key.upper()}")] == []
+    assert is_secret_name("DB_PASS")
+    assert is_secret_name("STANDBYPASSWORD")
+
+
+def test_values_that_many_a_setting_has_are_no_secrets():
+    known = secrets_of({"TOKENIZERS_PARALLELISM": "false", "USE_AUTH": "Auto", "FLOE_CACHE_BYPASS": "slow disk"})
+    text = "completion false, cache_bypass auto: a slow disk"
+    clean = Redactor(known)
+    assert clean.text(text) == text
+    assert clean.value({"tokenizer": "false", "token": "falsehood"}) == {"tokenizer": "false", "token": MARK}
 
 
 def test_secrets_are_found_in_an_environment():

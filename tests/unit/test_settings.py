@@ -1,6 +1,9 @@
+import inspect
+import re
+
 import pytest
 
-from floe.cli import settings
+from floe.cli import packfs, packfs_worker, settings
 from floe.cli.settings import KEYS, Settings, defaults_for, flag_name, load
 from floe.cli.sizes import Size, format_seconds, format_size
 from floe.store.errors import BadInputError
@@ -61,6 +64,11 @@ def test_every_key_works_in_file_environment_and_flag(tmp_path):
         "completion": "idle",
         "completion_rate": "200MiB",
         "model_policy": '[{name = "llama/*", pin = true, share = "1GiB"}]',
+        "image_policy": '[{name = "registry.example/*", never = true}]',
+        "image_grace": "7d",
+        "seed": "label",
+        "seed_rate": "3MiB",
+        "containerd_socket": "/s",
         "signing_key": "/k",
         "trusted_keys": "/keys,ed25519:x",
         "cache_bypass": "never",
@@ -71,8 +79,18 @@ def test_every_key_works_in_file_environment_and_flag(tmp_path):
         "prefetch_at_prepare": "6MiB",
         "mounter": "portable",
         "loop": "never",
+        "kubelet_dir": "/h",
+        "csi_rules": '[{namespace = "team-*", models = ["llama/*"]}]',
+        "node_name": "n1.example",
+        "node_labels": "zone=a,gpu",
+        "heartbeat": "2.5",
+        "warm_budget": "9GiB",
         "packfs_metrics": "none",
         "snapshotter_metrics": "127.0.0.1:1",
+        "csi_metrics": "none",
+        "agent_metrics": "unix:/m",
+        "indexer_metrics": "unix:/n",
+        "otlp_endpoint": "http://127.0.0.1:4318",
         "log_level": "debug",
         "log_format": "json",
     }
@@ -231,3 +249,22 @@ def test_cache_directories_are_a_list_or_one_line_and_each_is_named_once(tmp_pat
     for wrong in ('["b"]', '["/b:/c"]', "[1]", '"b"'):
         with pytest.raises(BadInputError, match="cache_dirs"):
             load({}, {}, write(tmp_path, f"cache_dirs = {wrong}\n"))
+
+
+def test_a_worker_has_all_settings_that_it_goes_by(tmp_path, monkeypatch):
+    """The keeper starts it by flags alone: what is in the settings file must be among them."""
+    started = []
+    for name in ("ARENA_MAX", "MMAP_THRESHOLD_", "TRIM_THRESHOLD_"):
+        monkeypatch.setenv(f"MALLOC_{name}", "1")
+    monkeypatch.setattr(packfs.os, "chdir", lambda _: None)
+    monkeypatch.setattr(packfs.os, "execv", lambda _, argv: started.append(argv))
+    chosen = load({}, {}, write(tmp_path, 'store_timeout = 7.5\ncompletion = "idle"\nread_deadline = 9\n'))
+    packfs._become_keeper(chosen, force=False)
+    (argv,) = started
+    flags = dict(flag.removeprefix("--").split("=", 1) for flag in argv[argv.index("--worker") + 1 :])
+    assert flags.pop("config") == ""
+    worker = load({flag.replace("-", "_"): value for flag, value in flags.items()}, {}, "")
+    assert (worker.store_timeout, worker.completion, worker.read_deadline) == (7.5, "idle", 9)
+    source = inspect.getsource(packfs_worker)
+    used = set(re.findall(r"settings\.([a-z_]+)", source)) & set(KEYS)
+    assert {"store", "store_timeout", "read_deadline"} <= used <= set(packfs.WORKER_KEYS)

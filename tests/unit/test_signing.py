@@ -11,7 +11,7 @@ from floe.cli.trusted import TrustedKeys
 from floe.store import signing
 from floe.store.errors import BadInputError, DamagedError, UntrustedError
 from floe.store.ids import ModelRef, hexdigest
-from floe.store.records import Ref, Signature, TreeSignatures
+from floe.store.records import Move, Ref, Signature, TreeSignatures
 from floe.store.signing import PublicKey, Signer, Statement, Trust
 from floe.store.vouching import Vouching, claims
 
@@ -162,6 +162,20 @@ def test_an_unsigned_ref_is_what_it_ever_was_and_a_signed_one_reads_back():
 def test_signatures_of_another_shape_are_damage(value):
     data = json.dumps({**json.loads(Ref(ONE, NOW).encode()), "signatures": value}).encode()
     with pytest.raises(DamagedError, match="signatures"):
+        Ref.decode(data, "refs/k")
+
+
+def test_what_a_tag_named_reads_back_and_an_older_reader_sees_a_ref():
+    moved = Ref(ONE, NOW, by="ann@host", before=(Move("2" * 64, "2026-01-01T00:00:00Z", "ben@host"), Move(ONE, NOW)))
+    assert Ref.decode(moved.encode(), "k") == moved
+    old = {key: value for key, value in json.loads(moved.encode()).items() if key not in ("by", "before")}
+    assert Ref.decode(json.dumps(old).encode(), "k") == Ref(ONE, NOW)
+
+
+@pytest.mark.parametrize("value", ["x", [1], [{"manifest": ONE}], [{"manifest": "x", "updated": NOW}], None])
+def test_moves_of_another_shape_are_damage(value):
+    data = json.dumps({**json.loads(Ref(ONE, NOW).encode()), "before": value}).encode()
+    with pytest.raises(DamagedError, match="before"):
         Ref.decode(data, "refs/k")
 
 

@@ -29,7 +29,9 @@ def test_breaker_opens_probes_and_closes(clock):
     assert not breaker.allow()
     breaker.failed()
     assert not breaker.allow()
+    assert breaker.state == "open"
     clock.now += 5
+    assert breaker.state == "probing"  # nobody asks, and nobody is held off
     assert breaker.allow()
     breaker.succeeded()
     assert (breaker.state, breaker.allow(), breaker.allow()) == ("closed", True, True)

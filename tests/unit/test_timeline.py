@@ -1,14 +1,18 @@
 """A start out of the events of a node's daemons, as text and as a page."""
 
+import json
+import random
 import re
 from html.parser import HTMLParser
 
 import pytest
 
-from floe.cli import trace
+from floe.cli import live, trace
+from floe.cli.settings import Settings
 from floe.cli.timeline import Start, starts, timeline
 from floe.cli.trace_page import page
 from floe.store.errors import BadInputError, NotFoundError
+from floe.store.eventlog import FOLDER
 
 TREE, OTHER = "a" * 64, "b" * 64
 PACK = "c" * 64
@@ -68,7 +72,7 @@ def test_all_that_belongs_to_a_start_is_there_in_order_and_nothing_else(found):
     assert (found.start.key, found.start.name, found.start.id) == (KEY, NAME, "0123456789abcdef")
     assert [(round(span.at, 2), span.kind) for span in found.spans] == [
         (0.0, "pull"), (0.0, "layer"), (0.1, "mount"), (0.2, "prefetch"), (0.3, "layer"), (2.0, "container"),
-        (2.3, "first read"), (2.5, "stall"), (2.6, "stall"), (3.0, "worker"), (4.0, "last new read"), (4.5, "prefetch"),
+        (2.35, "first read"), (2.5, "stall"), (2.6, "stall"), (3.0, "worker"), (4.05, "last new read"), (4.55, "prefetch"),
     ]  # fmt: skip
     pull, lazy, *_ = found.spans
     assert pull.seconds == pytest.approx(1.5)
@@ -90,6 +94,23 @@ def test_stalls_name_file_cause_bytes_and_the_time_in_which_anybody_waited(found
     assert shown["events"][7]["file"] == "bin/app"
 
 
+def test_reads_are_counted_from_the_end_of_a_prepare_that_took_long():
+    events = [
+        event(100.0, "prepare", key=KEY, outcome="container", seconds=5.0, trees=[TREE], image=NAME),
+        event(104.9, "mounted", tree=TREE, packs=1),
+        event(105.0, "start", key=KEY, name=NAME, trees=[TREE], first_read=1.0, last_read=3.0, reads=5, bytes=10),
+        event(105.001, "begun", key=KEY, name=NAME, trees=[TREE]),
+        stall(106.0, 1.9),  # later than `last_read` after Prepare's beginning
+        stall(108.6, 0.1),  # after the start
+    ]
+    (start,) = starts(events)
+    assert start.at == 100.0
+    made = timeline(events, start, {PACK: TREE}, lambda places: [["file"] for _ in places])
+    assert [(span.at, span.kind) for span in made.spans] == [
+        (0.0, "container"), (4.9, "mount"), (6.0, "stall"), (6.0, "first read"), (8.0, "last new read"),
+    ]  # fmt: skip
+
+
 def test_a_start_whose_end_nobody_saw_and_a_mount_without_snapshotter():
     events = [
         event(5.0, "mounted", tree=TREE, packs=1),
@@ -107,6 +128,69 @@ def test_a_start_whose_end_nobody_saw_and_a_mount_without_snapshotter():
 def test_a_container_that_starts_again_has_starts_of_its_own():
     events = [event(at, kind, key=KEY, name=NAME, trees=[TREE]) for at in (10.0, 500.0) for kind in ("begun", "begun")]
     assert [one.at for one in starts(events)] == [10.0, 500.0]
+
+
+def by_looking_at_all(events):
+    """The rule, by looking for each event at all starts before it."""
+    found = []
+    for one in events:
+        end = one if one["kind"] == "start" else None
+        near = [n for n, other in enumerate(found) if other.key == one["key"] and one["at"] - other.at < 60]
+        if one["kind"] == "prepare" or not near:
+            found.append(Start(one["key"], one["name"], tuple(one["trees"]), one["at"], end))
+        elif end is not None or not found[near[-1]].name:
+            before = found[near[-1]]
+            found[near[-1]] = Start(before.key, before.name or one["name"], before.trees, before.at, end or before.end)
+    return sorted(found, key=lambda one: one.at)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_events_of_a_key_belong_to_its_latest_start_however_many_there_are(seed):
+    chance = random.Random(seed)
+    times = sorted(chance.choice((chance.uniform(0, 2000), 60.0 * chance.randrange(30))) for _ in range(300))
+    events = [
+        event(at, chance.choice(("prepare", "begun", "start")), outcome="container", trees=[TREE])
+        | {"key": f"k8s.io/{chance.randrange(6)}", "name": chance.choice(("", NAME))}
+        for at in times
+    ]
+    assert starts(events) == by_looking_at_all(events)
+
+
+def test_each_event_is_compared_with_one_start_at_most():
+    compared = []
+
+    class Key(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            compared.append(other)
+            return str.__eq__(self, other)
+
+        def __str__(self):
+            return self
+
+    events = [event(float(n), "begun", key=Key(f"k8s.io/{n}"), name=NAME, trees=[TREE]) for n in range(2000)]
+    assert len(starts(events)) == 2000
+    assert len(compared) <= 2000
+
+
+def test_starts_are_made_anew_when_events_are_new_and_not_for_each_look(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(live, "starts", lambda events: made.append(len(events)) or starts(events))
+    (tmp_path / FOLDER).mkdir()
+    log = tmp_path / FOLDER / "packfs.jsonl"
+    log.write_text(json.dumps(event(6.0, "begun", key="/mnt", name="iris:1", trees=[TREE])) + "\n")
+    node = live.Live(
+        Settings(run_dir=tmp_path, cache_dir=tmp_path / "cache", store=f"file://{tmp_path}/store", index="none")
+    )
+    for _ in range(3):
+        assert node.start("/mnt", 6.0)[1] == Start("/mnt", "iris:1", (TREE,), 6.0)
+        assert [one["key"] for one in node.sample()["starts"]] == ["/mnt"]
+    with log.open("a") as file:
+        file.write(json.dumps(event(700.0, "begun", key="/mnt", name="iris:1", trees=[TREE])) + "\n")
+    assert [one["at"] for one in node.sample()["starts"]] == [700.0, 6.0]
+    assert made == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +221,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "col"):
+        if tag != "meta":
             self.open.append(tag)
         self.outside += [value for name, value in attrs if name in ("src", "href")]
         assert tag not in ("script", "link", "img", "iframe")
@@ -154,10 +238,29 @@ def test_the_page_is_whole_needs_nothing_and_believes_no_name(found):
     assert "&lt;script&gt;" in text
     assert "prefers-color-scheme: dark" in text
     assert "http" not in text
-    for left, width in re.findall(r"left:([\d.]+)%;width:([\d.]+)%", text):
+    for left, width in re.findall(r'x="([\d.]+)" y="1" width="([\d.]+)"', text):
         assert float(left) + float(width) <= 100.01
+    assert text.count("<rect ") == len(found.spans) + 1
     assert text.count('class="bar stall"') == 3
     assert "bin/app" in text
+
+
+def test_what_the_container_itself_did_is_shown_where_it_is_told_of():
+    told = [
+        event(12.4, "running", key=KEY),
+        event(14.5, "output", key=KEY, stream="stderr"),
+        event(12.5, "output", key="k8s.io/13/another", stream="stdout"),
+    ]
+    (start,) = starts(EVENTS)
+    made = timeline([*EVENTS, *told], start, {}, lambda _places: [])
+    found = [(span.at, span.kind, span.what) for span in made.spans if span.kind in ("running", "first output")]
+    assert found == [
+        (2.4, "running", "containerd says that it runs"),
+        (4.5, "first output", "the first line on stderr"),
+    ]
+    # What it prints hours later is no part of the start.
+    late = timeline([*EVENTS, event(9000.0, "output", key=KEY, stream="stdout")], start, {}, lambda _places: [])
+    assert late.spans == timeline(EVENTS, start, {}, lambda _places: []).spans
 
 
 def test_a_bar_lies_where_the_span_does(found):

@@ -1,7 +1,8 @@
 """The layer of a Bento's own files, and of what BentoML wants to find beside its models. The same Bento gives the same bytes.
 
-Files belong to BentoML's user, as its Dockerfile has it. Directories above the models have one time in every image: trees that place a
-model below them are then the same ones, and nodes share them.
+Files belong to BentoML's user, as its Dockerfile has it, with the modes that they have there when the Bento was built under the common
+umask of 022. Directories above the models have one time in every image: trees that place a model below them are then the same ones, and
+nodes share them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from floe.ingest.bento.find import HUB_MODELS, MODELS
 from floe.ingest.chunker import changed, os_failure, shown
+from floe.ingest.directory import plain_mode
 from floe.ingest.oci.compression import decompress
 from floe.ingest.oci.derived import NewLayer
 from floe.ingest.oci.gzipped import GzipWriter, file_pieces
@@ -44,6 +46,15 @@ class FilesLayer:
     latest: Mapping[str, str]
     models: tuple[str, ...]
     mtime: int  # of the Bento's files, in seconds
+
+
+def check_files(bento: Path) -> None:
+    """BadInputError: the Bento in this folder has a file that no layer can hold. AccessDeniedError."""
+    try:
+        for _ in _walk(bento):
+            pass
+    except OSError as error:
+        raise os_failure(error, os.fsencode(error.filename or bento)) from error
 
 
 def write_layer(layer: FilesLayer, bento: Path | None, path: Path, media_type: str, created_by: str) -> NewLayer:
@@ -102,21 +113,17 @@ def _files(tar: tarfile.TarFile, layer: FilesLayer, bento: Path) -> None:
     _entry(tar, f"{root}/{_OPAQUE}", tarfile.REGTYPE, 0o444, _TIME)
     for path, found in _walk(bento):
         place = path.relative_to(bento).as_posix()
-        name, mode = f"{root}/{place}", stat.S_IMODE(found.st_mode) & 0o777
+        name, mode = f"{root}/{place}", stat.S_IMODE(plain_mode(found.st_mode))
         if stat.S_ISDIR(found.st_mode):
-            _entry(tar, name, tarfile.DIRTYPE, mode | 0o700, layer.mtime)
+            _entry(tar, name, tarfile.DIRTYPE, mode, layer.mtime)
         elif stat.S_ISLNK(found.st_mode):
             _entry(tar, name, tarfile.SYMTYPE, 0o777, layer.mtime, link=str(path.readlink()))
-        elif stat.S_ISREG(found.st_mode):
-            mode |= 0o755 if place == ENTRYPOINT else 0o400
+        else:
+            mode = 0o755 if place == ENTRYPOINT else mode
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 source = _Whole(file, size, path)
                 _entry(tar, name, tarfile.REGTYPE, mode, layer.mtime, data=source, size=size)
-        else:
-            raise BadInputError(
-                f"{shown(os.fsencode(path))} is no file, directory or symlink", hint="remove it from the Bento"
-            )
 
 
 class _Whole(io.RawIOBase):
@@ -137,7 +144,7 @@ class _Whole(io.RawIOBase):
 
 
 def _walk(bento: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """All below the Bento but its models, each directory before what is in it."""
+    """All below the Bento but its models, each directory before what is in it. BadInputError: see check_files."""
     pending = [bento]
     while pending:
         here = pending.pop()
@@ -150,6 +157,10 @@ def _walk(bento: Path) -> Iterator[tuple[Path, os.stat_result]]:
                     f"{shown(os.fsencode(path))} would stand for a removed file in a layer", hint="give it another name"
                 )
             found = path.lstat()
+            if not (stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+                raise BadInputError(
+                    f"{shown(os.fsencode(path))} is no file, directory or symlink", hint="remove it from the Bento"
+                )
             yield path, found
             if stat.S_ISDIR(found.st_mode):
                 below.append(path)

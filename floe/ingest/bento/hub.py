@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from floe.ingest.bento.info import NamedModel
 from floe.ingest.chunker import os_failure
 from floe.store.errors import DamagedError, NotFoundError
 
+_FOLDER = "models--"
 _BLOBS, _REFS, _SNAPSHOTS = "blobs", "refs", "snapshots"
 _REF_MAX = 256  # bytes; a ref holds a commit
 
@@ -32,29 +33,38 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 def folder_name(named: NamedModel) -> str:
     """What the cache calls a model's folder."""
-    return "models--" + named.hub_id.replace("/", "--")
+    return _FOLDER + named.hub_id.replace("/", "--")
 
 
 def find(named: NamedModel, cache: Path, bento: str) -> Path:
-    """The model's folder in `cache`, whatever its capitals. NotFoundError: not there at its commit."""
+    """The model's folder in `cache`, whatever its capitals. NotFoundError: not there, or not at all of its commits."""
     wanted = folder_name(named)
     candidates = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         candidates = sorted(path for path in cache.iterdir() if path.name.lower() == wanted)
+    missing, hub_id = named.commits, named.hub_id
     for path in candidates:
-        if (path / _SNAPSHOTS / named.revision).is_dir():
+        absent = tuple(commit for commit in named.commits if not (path / _SNAPSHOTS / commit).is_dir())
+        if not absent:
             return path
+        if len(absent) < len(missing):  # there the fewest have to be downloaded; its name has the capitals to do it by
+            missing, hub_id = absent, path.name.removeprefix(_FOLDER).replace("--", "/")
+    downloads = "; ".join(f"`hf download {hub_id} --revision {commit}`" for commit in missing)
     raise NotFoundError(
-        f"Bento {bento} needs {named.hub_id} at {named.revision}, which is not in {cache}",
-        hint=f"`hf download {named.hub_id} --revision {named.revision}`; --hub-cache names another cache",
+        f"Bento {bento} needs {named.hub_id} at {' and '.join(missing)}, which is not in {cache}",
+        hint=f"{downloads}; --hub-cache names another cache",
     )
 
 
-def files_of(folder: Path, revision: str) -> frozenset[bytes]:
-    """What of the cache's `folder` belongs to one commit, relative to it: snapshot, blobs of that, refs that mean it.
+def files_of(folder: Path, commits: Iterable[str]) -> frozenset[bytes]:
+    """What of the cache's `folder` belongs to these commits, relative to it: snapshots, blobs of those, refs that mean them.
 
-    The cache also holds other commits, and what is being downloaded. DamagedError: a file of the snapshot that leads nowhere.
+    The cache also holds other commits, and what is being downloaded. DamagedError: a file of a snapshot that leads nowhere.
     """
+    return frozenset(name for commit in commits for name in _files_of(folder, commit))
+
+
+def _files_of(folder: Path, revision: str) -> frozenset[bytes]:
     try:
         top = folder.resolve()
         kept = set[Path]()

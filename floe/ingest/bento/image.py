@@ -6,19 +6,20 @@ Bento's files in a layer. What BentoML keeps beside its models (`latest` files, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from floe.ingest.bento.files import ENTRYPOINT, OWNER, FilesLayer, write_layer
-from floe.ingest.bento.find import HUB_MODELS, MODELS, Bento, latest_files
+from floe.ingest.bento.files import ENTRYPOINT, OWNER, FilesLayer, check_files, write_layer
+from floe.ingest.bento.find import HUB_MODELS, MODELS, Bento, FoundModel, latest_files
 from floe.ingest.bento.push import PushedModel
 from floe.ingest.oci import carried, derived, places
 from floe.ingest.oci.attach import Addition, AttachResult, attach_to, image_layers
 from floe.ingest.oci.opening import open_both
 from floe.ingest.oci.platforms import Platform
-from floe.ingest.oci.source import Image, resolve
+from floe.ingest.oci.source import Image, Target, resolve
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError
 from floe.store.ids import check_text
@@ -43,28 +44,68 @@ class BentoImage:
     warnings: tuple[str, ...]
 
 
-def write_image(
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image that fits the Bento and can be written: both sides are open, its models need only be stored."""
+
+    _catalog: Catalog
+    _bento: Bento
+    _image: Image
+    _target: Target
+    _above: Mapping[str, Node]
+    _has_files: bool
+
+    def write(self, pushed: Sequence[PushedModel], folder: Path, *, progress: Progress | None = None) -> BentoImage:
+        """Write the target: the base image, the Bento's files (unless it has them), and `pushed` models at their places.
+
+        `folder`: an empty one for the layer. Raises what `attach` and `write_layer` raise.
+        """
+        root, image = _root_of(self._image), self._image
+        placed = [(model, f"{root}/{model.found.place}") for model in pushed]
+        layer = FilesLayer(
+            root,
+            {path: node for path, node in self._above.items() if not path.startswith(f"{root}/")},
+            latest_files([model.found for model in pushed]),
+            tuple(model.found.place for model in pushed),
+            max(0, int(self._bento.info.created.timestamp())),
+        )
+        created_by = f"floe bento image {self._bento}"
+        kind = derived.layer_type(image)
+        files = None if self._has_files else self._bento.path
+        made = write_layer(layer, files, folder / "layer.tar.gz", kind, created_by)
+        settings = _settings(image, self._bento, root, hub=any(model.found.named.from_hub for model in pushed))
+        addition = Addition((made,), {BENTO_LABEL: str(self._bento)}, settings)
+        models = [(model.ref, path) for model, path in placed]
+        digests = {path: model.digest for model, path in placed}
+        result = attach_to(
+            self._catalog, lambda: image, self._target, models, digests=digests, addition=addition, progress=progress
+        )
+        warnings = [*result.warnings, *_models_inside(image, self._above, root)]
+        return BentoImage(result, tuple(placed), tuple(warnings))
+
+
+@contextlib.contextmanager
+def prepare_image(
     catalog: Catalog,
     bento: Bento,
-    pushed: Sequence[PushedModel],
+    models: Sequence[FoundModel],
     base: str,
     target: str,
     *,
     has_files: bool,
-    folder: Path,
     platform: str | None = None,
     plain_http: bool = False,
     target_plain_http: bool = False,
     registry_config: Sequence[Path] = (),
-    progress: Progress | None = None,
-) -> BentoImage:
-    """Write `target`: the image `base`, the Bento's files (unless it `has_files`), and `pushed` models at their places.
+) -> Iterator[PreparedImage]:
+    """What `target` will be, before anything is stored: the image `base`, the Bento's files unless it `has_files`, its `models`.
 
-    `folder`: an empty one for the layer. `plain_http`: see attach, `base` being the source. BadInputError: a base image in which the Bento's
-    path leads through a symlink, or which carries models there already. Raises what `attach` raises.
+    `plain_http`: see attach, `base` being the source. BadInputError: a base image in which the Bento's path leads through a symlink, or
+    which carries models there already; a file of the Bento that no layer can hold. NotFoundError: no such base. The registry's errors.
     """
     for name in (base, target):
         check_text(name, "image")
+    check_files(bento.path)
     with open_both(
         base,
         target,
@@ -74,28 +115,8 @@ def write_image(
     ) as (source, written):
         image = resolve(source, Platform.parse(platform) if platform else None)
         root = _root_of(image)
-        placed = [(model, f"{root}/{model.found.place}") for model in pushed]
-        places.check_apart(path for _, path in placed)
-        above = _above(catalog, image, root)
-        layer = FilesLayer(
-            root,
-            {path: node for path, node in above.items() if not path.startswith(f"{root}/")},
-            latest_files([model.found for model in pushed]),
-            tuple(model.found.place for model in pushed),
-            max(0, int(bento.info.created.timestamp())),
-        )
-        created_by = f"floe bento image {bento}"
-        kind = derived.layer_type(image)
-        made = write_layer(layer, None if has_files else bento.path, folder / "layer.tar.gz", kind, created_by)
-        settings = _settings(image, bento, root, hub=any(model.found.named.from_hub for model in pushed))
-        addition = Addition((made,), {BENTO_LABEL: str(bento)}, settings)
-        models = [(model.ref, path) for model, path in placed]
-        digests = {path: model.digest for model, path in placed}
-        result = attach_to(
-            catalog, lambda: image, written, models, digests=digests, addition=addition, progress=progress
-        )
-        warnings = [*result.warnings, *_models_inside(image, above, root)]
-        return BentoImage(result, tuple(placed), tuple(warnings))
+        above = _above(catalog, image, root, [f"{root}/{model.place}" for model in models])
+        yield PreparedImage(catalog, bento, image, written, above, has_files)
 
 
 def _root_of(image: Image) -> str:
@@ -103,8 +124,8 @@ def _root_of(image: Image) -> str:
     return places.check_path(_environ(image).get(_PATH_VARIABLE) or ROOT)
 
 
-def _above(catalog: Catalog, image: Image, root: str) -> dict[str, Node]:
-    """What the image has on the way to the Bento's models, and at the two folders that hold them."""
+def _above(catalog: Catalog, image: Image, root: str, paths: Sequence[str]) -> dict[str, Node]:
+    """What the image has on the way to the Bento's models, which go to `paths`, and at the two folders that hold them."""
     before = carried.carried_models(image)
     for found in before:
         if places.within(found.marker.path, root):
@@ -112,6 +133,7 @@ def _above(catalog: Catalog, image: Image, root: str) -> dict[str, Node]:
                 f"{image.name} carries a model at {found.marker.path} already: it is a Bento's finished image",
                 hint="give the image that it was made from, or `floe image detach` its models first",
             )
+    places.check_apart([*(found.marker.path for found in before), *paths])
     models = f"{root}/{MODELS}"
     wanted = [*places.parents_of(models), models, f"{root}/{HUB_MODELS}"]
     return places.look_up(wanted, image_layers(catalog, image, {found.number for found in before}), image.name)

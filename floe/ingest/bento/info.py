@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -51,11 +51,14 @@ class Tag:
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model as a Bento names it. `hub_id` and `revision` (40 hex digits) are set for those of Hugging Face's hub."""
+    """A model as a Bento names it. `hub_id` and `commits` (40 hex digits each, sorted) are set for those of Hugging Face's hub.
+
+    All commits of one repository are one model, as they lie in one folder of the hub's cache.
+    """
 
     tag: Tag
     hub_id: str = ""
-    revision: str = ""
+    commits: tuple[str, ...] = ()
 
     @property
     def from_hub(self) -> bool:
@@ -63,7 +66,7 @@ class NamedModel:
         return bool(self.hub_id)
 
     def __str__(self) -> str:
-        return f"{self.hub_id}@{self.revision}" if self.from_hub else str(self.tag)
+        return f"{self.hub_id}@{','.join(self.commits)}" if self.from_hub else str(self.tag)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def parse_bento(data: bytes, where: str) -> BentoInfo:
             f"{where} is of spec {jsontext.shown(spec)}; this Floe reads {' and '.join(map(str, _SPECS))}",
             hint="upgrade Floe on this machine",
         )
-    models: dict[Tag, NamedModel] = {}
+    models: dict[Tag | str, NamedModel] = {}
     entries = 0
     services = [found for found in _list(value.get("services"), "services", where) if isinstance(found, dict)]
     for holder in (value, *services):
@@ -105,7 +108,8 @@ def parse_bento(data: bytes, where: str) -> BentoInfo:
             raise DamagedError(f"{where} names models more than {_MODELS_MAX} times", hint="build the Bento again")
         for entry in named:
             model = _model(entry, where)
-            models[model.tag] = model
+            known = models.get(model.hub_id or model.tag)
+            models[model.hub_id or model.tag] = _with_commits(model, known) if known else model
     docker = value.get("docker")
     old = docker.get("env") if isinstance(docker, dict) else None
     envs = [*_old_envs(old, where), *(_env(entry, where) for entry in _list(value.get("envs"), "envs", where))]
@@ -169,7 +173,11 @@ def _model(entry: Any, where: str) -> NamedModel:
             f"{where} names {hub_id} at revision {jsontext.shown(revision)}, which is no commit",
             hint="build the Bento again where the hub can be reached, so that BentoML pins the commit",
         )
-    return NamedModel(tag, hub_id, revision)
+    return NamedModel(tag, hub_id, (revision,))
+
+
+def _with_commits(model: NamedModel, known: NamedModel) -> NamedModel:
+    return replace(known, commits=tuple(sorted({*known.commits, *model.commits})))
 
 
 def _env(entry: Any, where: str) -> tuple[str, str, str]:

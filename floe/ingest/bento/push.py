@@ -2,7 +2,8 @@
 
 `name:version` of BentoML's store becomes the model of that name, one of Hugging Face's hub `org/name:<commit>`. BentoML never changes
 a version once it is saved: a version that the store has is not read again, however large it is. Times of files say when a model was
-downloaded or unpacked, and are not kept: the same model is the same tree, whoever pushed it, and nodes share it.
+downloaded or unpacked, and bits of modes what umask that was done with: neither is kept, so that the same model is the same tree,
+whoever pushed it, and nodes share it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from floe.ingest.directory import scan_directory
 from floe.ingest.model import push_model
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError, UntrustedError
-from floe.store.ids import ModelRef, hexdigest
+from floe.store.ids import TAG_MAX, ModelRef, hexdigest
 from floe.store.progress import Progress
 from floe.store.records import Manifest
 
+_COMMIT_DIGITS, _LEAST_DIGITS = 12, 7  # of a commit in a tag of several: as git shortens them, at least
 BENTO_MODEL_LABEL, YAML_LABEL, HUB_LABEL = "floe.bento-model", "floe.bento-yaml", "floe.hub-model"
 
 
@@ -58,18 +60,31 @@ def push_models(
 ) -> list[PushedModel]:
     """Store the `models` of a Bento, in their order; `read_again` those too that the store has.
 
-    Each is named when it is complete: after an error those before it are there. Raises what `push_model` raises.
+    What can be told without reading content is refused before the first is stored. Each is named when it is complete: after a later
+    error those before it are there. Raises what `push_model` raises.
     """
-    refs = [(model, ref_of(model)) for model in models]  # a name that cannot be is refused first
     pusher = _Pusher(catalog, bento, spool_dir, workers, _Growing(progress) if progress else None)
-    return [pusher.push(model, ref, read_again=read_again or verify, verify=verify) for model, ref in refs]
+    plans = [pusher.plan(model, read_again=read_again or verify) for model in models]
+    return [pusher.push(plan, verify=verify) for plan in plans]
 
 
 def ref_of(model: FoundModel) -> ModelRef:
-    """What the store calls a Bento's model. BadInputError: it cannot be called so."""
-    if model.named.from_hub:
-        return ModelRef.parse(f"{model.named.hub_id}:{model.named.revision}")
-    return ModelRef.parse(str(model.named.tag))
+    """What the store calls a Bento's model. BadInputError: it cannot be called so.
+
+    One commit of the hub is a tag; of several the tag has the beginnings, 12 digits, or fewer where so many have no room.
+    """
+    if not model.named.from_hub:
+        return ModelRef.parse(str(model.named.tag))
+    commits = model.named.commits
+    if len(commits) == 1:
+        return ModelRef.parse(f"{model.named.hub_id}:{commits[0]}")
+    digits = min(_COMMIT_DIGITS, (TAG_MAX + 1) // len(commits) - 1)
+    if digits < _LEAST_DIGITS:
+        raise BadInputError(
+            f"a Bento names {len(commits)} commits of {model.named.hub_id}: more than one model's tag can tell apart",
+            hint="give the services fewer revisions of it",
+        )
+    return ModelRef.parse(f"{model.named.hub_id}:{'-'.join(commit[:digits] for commit in commits)}")
 
 
 class _Growing:
@@ -87,6 +102,17 @@ class _Growing:
 
 
 @dataclass(frozen=True)
+class _Plan:
+    """What is to be done about a model: with `there`, which the store has as `ref`, nothing. `only`: see scan_directory."""
+
+    model: FoundModel
+    ref: ModelRef
+    labels: dict[str, str]
+    only: frozenset[bytes] | None
+    there: tuple[str, Manifest] | None
+
+
+@dataclass(frozen=True)
 class _Pusher:
     catalog: Catalog
     bento: Bento
@@ -94,29 +120,44 @@ class _Pusher:
     workers: int | None
     progress: Progress | None
 
-    def push(self, model: FoundModel, ref: ModelRef, *, read_again: bool, verify: bool) -> PushedModel:
-        only = hub.files_of(model.path, model.named.revision) if model.named.from_hub else None
+    def plan(self, model: FoundModel, *, read_again: bool) -> _Plan:
+        """Look what the model, and the store's of its name, are; what cannot be pushed is refused."""
+        ref = ref_of(model)
+        only = hub.files_of(model.path, model.named.commits) if model.named.from_hub else None
         labels = _labels(model)
+        size = scan_directory(model.path, only=only).total
         known = _known(self.catalog, ref)
-        if known is not None and not read_again and _is_same(known[1], model, labels, only):
-            return PushedModel(model, ref, known[0], known[1].sizes.content, 0, reused=True)
+        # Whether it is the same is told without reading: by origin, model.yaml, size.
+        if known is not None and not read_again:
+            manifest = known[1]
+            if labels.items() <= manifest.labels.items() and size == manifest.sizes.content:
+                return _Plan(model, ref, labels, only, known)
         there = known[1] if known is not None else _there(self.catalog, ref)
         if there is not None and not labels.items() & there.labels.items():
             raise BadInputError(
                 f"the store's model {ref} is not that of Bento {self.bento}: it was pushed by other means",
                 hint=f"if it may go, `floe model rm {ref}` first; `floe model tag` keeps it under another name",
             )
+        return _Plan(model, ref, labels, only, None)
+
+    def push(self, plan: _Plan, *, verify: bool) -> PushedModel:
+        """Do what was planned."""
+        model, ref = plan.model, plan.ref
+        if plan.there is not None:
+            digest, manifest = plan.there
+            return PushedModel(model, ref, digest, manifest.sizes.content, 0, reused=True)
         done = push_model(
             self.catalog,
             model.path,
             ref,
             spool_dir=self.spool_dir,
-            labels=labels,
+            labels=plan.labels,
             workers=self.workers,
             progress=self.progress,
             verify=verify,
-            only=only,
+            only=plan.only,
             mtime=max(0, int(model.info.created.timestamp())) if model.info else 0,
+            plain_modes=True,
             source=f"huggingface:{model.named}" if model.named.from_hub else f"bentoml:{model.named}",
         )
         return PushedModel(
@@ -151,11 +192,3 @@ def _there(catalog: Catalog, ref: ModelRef) -> Manifest | None:
         return catalog.get_manifest(digest) if digest else None
     except (NotFoundError, DamagedError):
         return None
-
-
-def _is_same(manifest: Manifest, model: FoundModel, labels: dict[str, str], only: frozenset[bytes] | None) -> bool:
-    """Whether the store's model is this one by what can be told without reading: origin, model.yaml, sizes."""
-    if not labels.items() <= manifest.labels.items():
-        return False
-    scan = scan_directory(model.path, only=only)
-    return scan.total == manifest.sizes.content

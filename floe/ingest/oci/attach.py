@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from floe.store.errors import BadInputError, DamagedError, NotFoundError, Untrus
 from floe.store.ids import ModelRef, check_text
 from floe.store.nodes import FileContent, Node, chunk_bits
 from floe.store.profiles import ProfileStore, model_source
-from floe.store.progress import Progress
+from floe.store.progress import Adding, Progress
 from floe.store.protection import Protection
 from floe.store.records import Manifest
 from floe.store.stub import ANNOTATION, Marker
@@ -180,13 +181,16 @@ class _Attaching:
         manifest = self._manifest(config_descriptor, extra, new)
         digest = media.sha256_digest(manifest)
         needed = [*kept.markers, *(stub.marker for stub in new)]
-        if needed:
-            record(self._catalog, digest, self._image, needed)
+        self._writing.expect([*self._image.manifest.layers, *(layer.descriptor for layer in extra), config_descriptor])
         for descriptor in self._image.manifest.layers:
             self._writing.copy(descriptor)
         for layer in extra:
-            self._writing.push(layer.descriptor, layer.open())
-        self._writing.push(config_descriptor, [config])
+            self._writing.push(layer.descriptor, layer.open)
+        self._writing.push(config_descriptor, partial(iter, [config]))
+        # Not before: a registry that refuses would leave a record of what nobody has, which keeps the models for ever.
+        self._protection.renew()
+        if needed:
+            record(self._catalog, digest, self._image, needed)
         self._target.put_manifest(manifest, self._image.manifest.media_type)
         stub_layers = tuple(stub.layer.descriptor for stub in new)
         return AttachResult(self._target.name, digest, stub_layers, self._writing.copied_bytes, kept.warnings)
@@ -234,20 +238,29 @@ class _Attaching:
         return derived.derive_manifest(self._image, config, carried.announced(found, stub_of), annotations)
 
 
-def image_layers(catalog: Catalog, image: Image, stub_numbers: Collection[int]) -> Iterator[LayerTree]:
-    """The layers of `image` that are no stubs, topmost first: out of the store, or else their headers out of the image."""
-    for number in reversed(range(len(image.manifest.layers))):
-        if number in stub_numbers:
-            continue  # its directories are copies of the image's
+def image_layers(
+    catalog: Catalog, image: Image, stub_numbers: Collection[int], progress: Progress | None = None
+) -> Iterator[LayerTree]:
+    """The layers of `image` that are no stubs, topmost first: out of the store, or else their headers out of the image.
+
+    `progress` counts bytes of layer blobs; those of a layer that the store has at once.
+    """
+    # The directories of a stub are copies of the image's.
+    wanted = [number for number in reversed(range(len(image.manifest.layers))) if number not in stub_numbers]
+    told = Adding(progress)
+    told.total(sum(image.manifest.layers[number].size for number in wanted))
+    for number in wanted:
+        blob = image.manifest.layers[number]
         tree: LayerTree | None = None
         with contextlib.suppress(NotFoundError, DamagedError, UntrustedError):
             indexed = catalog.layer(image.config.diff_ids[number])
             tree = LayerTree(load_tree(catalog, indexed[1])) if indexed else None
         if tree is not None:
+            told.advance(blob.size)
             yield tree
             continue
         what = image.layer_name(number)
-        yield read_layer(decompress(image.source.open_blob(image.manifest.layers[number]), what), _Nowhere(), what)
+        yield read_layer(decompress(told.passing(image.source.open_blob(blob)), what), _Nowhere(), what)
 
 
 class _Nowhere:

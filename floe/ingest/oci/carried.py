@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,15 +102,24 @@ def _marker(image: Image, number: int) -> Marker | None:
     pieces = decompress(image.source.open_blob(image.manifest.layers[number]), what)
     stream = TarStream(_first(pieces), what)
     data: bytes | None = None
+    files = set()
     try:
         for entry in stream:
             name = b"/".join(part for part in entry.name.split(b"/") if part not in (b"", b"."))
+            if entry.type != tarheader.DIRECTORY:
+                files.add(os.fsdecode(name))
             if name == MARKER.encode() and entry.type == tarheader.REG and entry.size <= MARKER_MAX:
                 data = stream.content().read()
     except _TooLongError:
         return None
     # Only now, at its end, the blob is known to be what its digest says.
-    return None if data is None else Marker.decode(data, f"{MARKER} in {what}")
+    if data is None:
+        return None
+    marker = Marker.decode(data, f"{MARKER} in {what}")
+    place = marker.path.strip("/")
+    own = {MARKER, *(f"{place}/{name}".lstrip("/") for name in ("README", ".wh..wh..opq"))}
+    # As nodes see it: a layer that a builder squashed other files into is more than a stub, unless it says that it is one.
+    return marker if files <= own or is_annotated(image.manifest.layers[number]) else None
 
 
 class _TooLongError(Exception):

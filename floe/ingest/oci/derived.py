@@ -14,7 +14,7 @@ from floe.ingest.oci import media
 from floe.ingest.oci.media import Descriptor
 from floe.ingest.oci.source import Image, Source, Target, verified
 from floe.store.errors import DamagedError
-from floe.store.progress import Progress
+from floe.store.progress import Adding, Progress
 
 EPOCH = "1970-01-01T00:00:00Z"
 
@@ -55,7 +55,8 @@ def derive_config(
     value: dict[str, Any] = json.loads(image.config.raw)
     layers = image.config.diff_ids
     kept = [(diff_ids or {}).get(number, known) for number, known in enumerate(layers) if number not in gone]
-    value["rootfs"]["diff_ids"] = [*kept, *(layer.diff_id for layer in new)]
+    rootfs = value["rootfs"] = value.get("rootfs") or {"type": "layers"}
+    rootfs["diff_ids"] = [*kept, *(layer.diff_id for layer in new)]
     history = value.get("history")
     if history:
         created = value.get("created") or EPOCH
@@ -130,31 +131,51 @@ class Edited:
 
 
 class Writing:
-    """Blobs on their way from `image`, or from here, to `target`; `copied_bytes` were sent."""
+    """Blobs on their way from `image`, or from here, to `target`; `copied_bytes` were sent.
+
+    `progress` counts the bytes of `expect`ed blobs; those of one that the target has at once.
+    """
 
     def __init__(self, image: Image, target: Target, progress: Progress | None) -> None:
-        self._image, self._target, self._progress = image, target, progress
+        self._image, self._target, self._progress = image, target, Adding(progress)
         self.copied_bytes = 0
+
+    def expect(self, descriptors: Iterable[Descriptor]) -> None:
+        """These will be copied or pushed."""
+        self._progress.total(sum(descriptor.size for descriptor in descriptors))
 
     def copy(self, descriptor: Descriptor) -> None:
         """Let the target have a blob of the image; DamagedError when its bytes are not what its digest says."""
         source = self._image.source
         origin = source.origin(descriptor) if isinstance(source, Edited) else source
         if self._target.has_blob(descriptor) or (origin and self._target.mount_blob(descriptor, origin)):
+            self._progress.advance(descriptor.size)
             return
-        self._target.push_blob(descriptor, self._counted(self._image.source.open_blob(descriptor)))
+        self._target.push_blob(descriptor, self._counted(lambda: self._image.source.open_blob(descriptor)))
 
-    def push(self, descriptor: Descriptor, pieces: Iterable[bytes]) -> None:
-        """Let the target have a blob that was made here."""
-        if not self._target.has_blob(descriptor):
-            self._target.push_blob(descriptor, self._counted(iter(pieces)))
+    def push(self, descriptor: Descriptor, opened: Callable[[], Iterable[bytes]]) -> None:
+        """Let the target have a blob that was made here; `opened` as for Target.push_blob."""
+        if self._target.has_blob(descriptor):
+            self._progress.advance(descriptor.size)
+        else:
+            self._target.push_blob(descriptor, self._counted(opened))
 
-    def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            self.copied_bytes += len(piece)
-            if self._progress is not None:
-                self._progress.advance(len(piece))
-            yield piece
+    def _counted(self, opened: Callable[[], Iterable[bytes]]) -> Callable[[], Iterator[bytes]]:
+        """The same, each byte counted once, however often it is sent."""
+        furthest = 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal furthest
+            at = 0
+            for piece in opened():
+                at += len(piece)
+                new = max(0, at - furthest)
+                furthest += new
+                self.copied_bytes += new
+                self._progress.advance(new)
+                yield piece
+
+        return counted
 
 
 def _history(history: Any, gone: Collection[int], layers: int, name: str) -> list[Any]:

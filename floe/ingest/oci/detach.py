@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from floe.ingest.oci import carried, derived, media, places
@@ -125,14 +126,16 @@ class _Detaching:
         digest = media.sha256_digest(manifest)
         with contextlib.closing(Protection(self._catalog.store)) as protection:
             kept = keep(self._catalog, protection, left)
+            writing = derived.Writing(image, self._target, progress)
+            stay = [descriptor for number, descriptor in enumerate(image.manifest.layers) if number not in numbers]
+            writing.expect([*stay, config_descriptor])
+            for descriptor in stay:
+                writing.copy(descriptor)
+            writing.push(config_descriptor, partial(iter, [config]))
+            protection.renew()
             if kept.markers:
                 record(self._catalog, digest, image, kept.markers)
-        writing = derived.Writing(image, self._target, progress)
-        for number, descriptor in enumerate(image.manifest.layers):
-            if number not in numbers:
-                writing.copy(descriptor)
-        writing.push(config_descriptor, [config])
-        self._target.put_manifest(manifest, image.manifest.media_type)
+            self._target.put_manifest(manifest, image.manifest.media_type)
         detached = tuple(found.marker for found in gone)
         return DetachResult(self._target.name, digest, detached, tuple(markers), writing.copied_bytes, kept.warnings)
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from floe.ingest.oci.credentials import Credentials
 from floe.ingest.oci.references import DOCKER_HUB
@@ -21,6 +21,7 @@ from floe.store.errors import BadInputError
 
 _HUB_SERVER = "https://index.docker.io/v1/"  # what Docker calls its Hub towards helpers
 _HUB_HOSTS = ("index.docker.io", "registry-1.docker.io", DOCKER_HUB)
+T = TypeVar("T")
 _INLINE = "DOCKER_AUTH_CONFIG"
 _TOKEN_USER = "<token>"  # noqa: S105 - what Docker's config says in place of a user name
 _CONFIG_MAX = 4 << 20  # bytes
@@ -75,8 +76,8 @@ def parse_config(data: bytes, where: str, what: str) -> DockerConfig:
     """A config out of JSON. BadInputError says that `what` is not valid, never what it holds."""
     try:
         value = json.loads(data) if data.strip() else {}
-        auths = {_host_of(key): entry for key, entry in (value.get("auths") or {}).items() if isinstance(entry, dict)}
-        helpers = {_host_of(key): str(name) for key, name in (value.get("credHelpers") or {}).items()}
+        auths = _by_host({key: e for key, e in (value.get("auths") or {}).items() if isinstance(e, dict)})
+        helpers = _by_host({key: str(name) for key, name in (value.get("credHelpers") or {}).items()})
         return DockerConfig(where, auths, helpers, str(value.get("credsStore") or ""))
     except json.JSONDecodeError as error:
         raise BadInputError(f"{what} is not valid JSON: {error}") from error
@@ -98,8 +99,17 @@ def _names(host: str) -> tuple[str, ...]:
     return _HUB_HOSTS if is_hub(host) else (host,)
 
 
-def _host_of(key: str) -> str:
-    return re.sub(r"^https?://", "", key).split("/", 1)[0]
+def _by_host(entries: Mapping[str, T]) -> dict[str, T]:
+    """Entries by host. One for a part of a registry (`HOST/PROJECT`) counts where there is none for all of it; the first does."""
+    whole: dict[str, T] = {}
+    parts: dict[str, T] = {}
+    for key, entry in entries.items():
+        host, _, path = re.sub(r"^https?://", "", key).partition("/")
+        if path.strip("/") in ("", "v1", "v2"):
+            whole[host] = entry
+        else:
+            parts.setdefault(host, entry)
+    return {**parts, **whole}
 
 
 def _credentials(entry: Mapping[str, Any], what: str) -> Credentials | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,10 @@ from floe.store.errors import BadInputError, NotFoundError, UnavailableError, Un
 from floe.store.ids import ModelRef, check_text
 from floe.store.nodes import FileContent, Node, chunk_bits, walk
 from floe.store.packindex import MODEL_FRAME
-from floe.store.progress import Progress
+from floe.store.progress import Adding, Progress
 
+# Annotations that describe one blob: eStargz, zstd:chunked, and lazy snapshotters'.
+_OF_THE_BLOB = ("containerd.io/snapshot/", "io.containers.estargz.", "io.github.containers.zstd-chunked.")
 _END = bytes(1024)  # two records of zeros end a tar
 
 
@@ -102,8 +104,9 @@ def extract(
         before = carried.carried_models(image)
         places.check_apart([*(one.marker.path for one in before), *(path for _, path in wanted)])
         moved_from = [catalog.find_model(ref) for ref, _ in wanted]
-        with Ingest(catalog, spool_dir=spool_dir, frame_size=MODEL_FRAME, workers=workers, progress=progress) as ingest:
-            reading = _Reading(image, [path for _, path in wanted], {one.number for one in before}, ingest)
+        told = Adding(progress)
+        with Ingest(catalog, spool_dir=spool_dir, frame_size=MODEL_FRAME, workers=workers) as ingest:
+            reading = _Reading(image, [path for _, path in wanted], {one.number for one in before}, ingest, told)
             reading.run()
             trees = [_directory(reading.trees, path, image.name) for _, path in wanted]
             digests = [
@@ -113,14 +116,15 @@ def extract(
                 for (ref, path), tree, known in zip(wanted, trees, moved_from, strict=True)
             ]
             stats = ingest.stats
-        edited = _edited(image, [_write(image, cut, folder) for cut in reading.cuts])
+        told.total(sum(image.manifest.layers[cut.number].size for cut in reading.cuts))
+        edited = _edited(image, [_write(image, cut, folder, told) for cut in reading.cuts])
         result = attach_to(
             catalog,
             lambda: edited,
             written,
             wanted,
             digests={path: digest for (_, path), digest in zip(wanted, digests, strict=True)},
-            progress=progress,
+            progress=told,
         )
         saved = sum(layer.size for layer in image.manifest.layers) - sum(layer.size for layer in edited.manifest.layers)
         return ExtractResult(result, tuple(digests), len(reading.cuts), saved, stats.new_bytes)
@@ -134,6 +138,7 @@ class _Reading:
     paths: Sequence[str]
     stubs: set[int]
     ingest: Ingest
+    told: Adding
     trees: list[LayerTree] = field(default_factory=list)
     cuts: list[_Cut] = field(default_factory=list)
 
@@ -145,12 +150,12 @@ class _Reading:
         self._entries: list[tuple[int, bool]] = []  # where each begins, and whether it goes
 
     def run(self) -> None:
-        for number, descriptor in enumerate(self.image.manifest.layers):
-            if number in self.stubs:
-                continue
+        layers = [(n, layer) for n, layer in enumerate(self.image.manifest.layers) if n not in self.stubs]
+        self.told.total(sum(layer.size for _, layer in layers))
+        for number, descriptor in layers:
             self._entries = []
             what = self.image.layer_name(number)
-            pieces = decompress(self.image.source.open_blob(descriptor), what)
+            pieces = decompress(self.told.passing(self.image.source.open_blob(descriptor)), what)
             tree = read_layer(pieces, self, what, seen=partial(self._see, what))
             self.trees.append(tree)
             if any(goes for _, goes in self._entries):
@@ -215,11 +220,11 @@ class _Written:
     path: Path
 
 
-def _write(image: Image, cut: _Cut, folder: Path) -> _Written:
+def _write(image: Image, cut: _Cut, folder: Path, told: Adding) -> _Written:
     """The layer's tar without what goes, gzipped, in a file."""
     path = folder / f"layer-{cut.number}.tar.gz"
     what = image.layer_name(cut.number)
-    pieces = decompress(image.source.open_blob(image.manifest.layers[cut.number]), what)
+    pieces = decompress(told.passing(image.source.open_blob(image.manifest.layers[cut.number])), what)
     try:
         with path.open("xb") as file:
             out = GzipWriter(file)
@@ -256,7 +261,7 @@ def _edited(image: Image, written: Sequence[_Written]) -> Image:
     config = derived.derive_config(image, diff_ids=diff_ids)
     descriptor = Descriptor(image.manifest.config.media_type, media.sha256_digest(config), len(config))
     layers = [
-        {**by_number[number].descriptor.to_json(), "annotations": layer.get("annotations") or {}}
+        {**by_number[number].descriptor.to_json(), "annotations": _still_true(layer.get("annotations") or {})}
         if number in by_number
         else layer
         for number, layer in enumerate(derived.raw_layers(image))
@@ -267,3 +272,8 @@ def _edited(image: Image, written: Sequence[_Written]) -> Image:
     blobs = {one.descriptor.digest: partial(file_pieces, one.path) for one in written}
     source = derived.Edited(image.source, image.manifest.digest, blobs)
     return Image(source, manifest, media.parse_config(config, f"the config of {image.name}"), image.platform)
+
+
+def _still_true(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Without what other lazy pullers say of the blob that was: where its table of contents lies, how large it unpacks."""
+    return {key: value for key, value in annotations.items() if not key.startswith(_OF_THE_BLOB)}

@@ -35,3 +35,12 @@ def message(response: requests.Response) -> str:
         text = text if "<" not in text else ""
     text = "".join(c if c.isprintable() else " " for c in text).strip()
     return f": {text[:_SAID_MAX]}" if text else ""
+
+
+def codes(response: requests.Response) -> list[str]:
+    """The codes by which a registry says why it refuses (distribution-spec, "Error Codes"); [] when it does not."""
+    try:
+        found = json.loads(response.raw.read(8192, decode_content=True) or b"")["errors"]
+        return [str(item["code"]) for item in found if isinstance(item, dict) and "code" in item]
+    except Exception:  # a body that cannot be read says nothing
+        return []

@@ -108,12 +108,36 @@ def index_image(
     """
     check_text(ref, "image")
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+    with (
+        told_what_to_do(),
+        contextlib.closing(open_source(ref, plain_http=plain_http, registry_config=registry_config)) as source,
+    ):
+        image = resolve(source, wanted)
+        return index_resolved(
+            catalog, image, spool_dir=spool_dir, workers=workers, progress=progress, profile=profile, verify=verify
+        )
+
+
+def index_resolved(
+    catalog: Catalog,
+    image: Image,
+    *,
+    spool_dir: Path,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    profile: str = NEW_LAYERS,
+    verify: bool = False,
+) -> IndexResult:
+    """The same for an image that is found already; its source stays open meanwhile. What `progress` raises stops it."""
+    return _Indexing(catalog, image, spool_dir, workers, progress, profile=profile, verify=verify).run()
+
+
+@contextlib.contextmanager
+def told_what_to_do() -> Iterator[None]:
+    """Errors of images get a hint, where they have none: the store's own know better; what is left came out of the image."""
     try:
-        with contextlib.closing(open_source(ref, plain_http=plain_http, registry_config=registry_config)) as source:
-            image = resolve(source, wanted)
-            return _Indexing(catalog, image, spool_dir, workers, progress, profile=profile, verify=verify).run()
+        yield
     except (DamagedError, UnsupportedError) as error:
-        # The store's own errors know better; what is left came out of the image.
         error.hint = error.hint or "build or push the image again"
         raise
 
@@ -337,5 +361,7 @@ __all__ = [
     "IndexResult",
     "IndexedLayer",
     "index_image",
+    "index_resolved",
     "open_source",
+    "told_what_to_do",
 ]

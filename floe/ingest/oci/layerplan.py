@@ -66,6 +66,17 @@ def layers_of(image: Image) -> list[Layer]:
     ]
 
 
+def missing_layers(catalog: Catalog, image: Image) -> list[str]:
+    """The diff ids of layers that the store has nothing of; stubs of models are never stored."""
+    ids = [
+        diff_id
+        for diff_id, descriptor in zip(image.config.diff_ids, image.manifest.layers, strict=True)
+        if not stubs.is_annotated(descriptor)
+    ]
+    catalog.ensure_store()
+    return [diff_id for diff_id in dict.fromkeys(ids) if catalog.layer_ref(diff_id) is None]
+
+
 class Plan:
     """What is to be done for `image`; `lay_out` and `verify` as index_image takes them. What is used is protected in `session`."""
 

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -189,9 +189,9 @@ class LayoutTarget:
             here.unlink(missing_ok=True)
             raise
 
-    def push_blob(self, descriptor: Descriptor, pieces: Iterable[bytes]) -> None:
+    def push_blob(self, descriptor: Descriptor, opened: Callable[[], Iterable[bytes]]) -> None:
         """See Target.push_blob."""
-        self._write(blob_name(descriptor.digest), verified(pieces, descriptor, self.name))
+        self._write(blob_name(descriptor.digest), verified(opened(), descriptor, self.name))
 
     def put_manifest(self, raw: bytes, media_type: str, *, named: bool = True) -> None:
         """See Target.put_manifest: replaces the entry of the same tag, or the only one without a tag."""

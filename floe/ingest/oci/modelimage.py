@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from floe.ingest.oci.source import Target
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, NotFoundError
 from floe.store.ids import ModelRef, check_text
-from floe.store.progress import Progress
+from floe.store.progress import Adding, Progress
 from floe.store.protection import Protection
 from floe.store.stub import ANNOTATION, Marker
 
@@ -97,13 +98,14 @@ def _publish(
     tar, blob = stubs.build_stub(marker, {})
     layer = Descriptor(f"{media.OCI_LAYER}+gzip", media.sha256_digest(blob), len(blob), {ANNOTATION: marker.tree})
     made = [_make(marker, layer, media.sha256_digest(tar), platform) for platform in platforms]
-    copied = 0
-    for descriptor, data in ((layer, blob), *((one.config, one.config_bytes) for one in made)):
+    copied, told = 0, Adding(progress)
+    blobs = ((layer, blob), *((one.config, one.config_bytes) for one in made))
+    told.total(sum(len(data) for _, data in blobs))
+    for descriptor, data in blobs:
         if not target.has_blob(descriptor):
-            target.push_blob(descriptor, [data])
+            target.push_blob(descriptor, partial(iter, [data]))
             copied += len(data)
-            if progress is not None:
-                progress.advance(len(data))
+        told.advance(len(data))
     catalog.sign_tree(marker.tree)
     for one in made:
         record_models(catalog, one.manifest.digest, f"{marker.model} ({marker.manifest})", [marker])

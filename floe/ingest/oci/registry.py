@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,21 +19,22 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 import requests
 import urllib3
 
-from floe.ingest.oci import hosts, media
+from floe.ingest.oci import hosts, httpfailure, media
 from floe.ingest.oci.credentialsource import CredentialSource
 from floe.ingest.oci.media import Descriptor
 from floe.ingest.oci.references import RegistryRef
 from floe.ingest.oci.source import Source, verified
+from floe.ingest.oci.taken import BLOB, MANIFEST, TAKEN
 from floe.ingest.oci.transport import ATTEMPTS, Transport
-from floe.store.errors import BadInputError, DamagedError, FloeError, NotFoundError, UnavailableError
+from floe.store.errors import AccessDeniedError, BadInputError, DamagedError, FloeError, NotFoundError, UnavailableError
 
 _PIECE = 256 << 10  # bytes
 _BROKEN_MAX = 5  # breaks of a download in a row without a byte in between
 _SHORT_MAX = 2  # answers in a row that ended in good order without a byte
 _MIRROR_BROKEN_MAX = 2  # after so many the next server is asked
 _BACKOFF = 0.2  # seconds
-_UPLOAD_CHUNK = 32 << 20  # bytes sent by one PATCH
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class Registry:
@@ -112,6 +114,7 @@ class Registry:
             what=f"cannot read image {self.name}",
             attempts=attempts,
         ) as response:
+            TAKEN.answered(MANIFEST)
             raw = self._whole(server, response, media.MAX_MANIFEST, what)
             kind = response.headers.get("Content-Type", "")
             said = response.headers.get("Docker-Content-Digest", "")
@@ -122,6 +125,32 @@ class Registry:
                     f"{what}, from {server.name}, does not match its digest {digest}: its content is {found}"
                 )
         return raw, kind
+
+    def lacks_manifest(self) -> bool:
+        """Whether the registry itself, no mirror, says that it has no such manifest: 404 and MANIFEST_UNKNOWN, nothing less.
+
+        Everything else that is no answer raises: UnavailableError, AccessDeniedError, or NotFoundError for another 404 (of a
+        proxy, or a registry that moved).
+        """
+        server = self._able(hosts.PULL, hosts.RESOLVE)[-1]
+        if server.endpoint.mirror:
+            raise UnavailableError(f"only mirrors are known for {self.name}", hint="see hosts.toml")
+        for method in ("HEAD", "GET"):  # a HEAD costs no pull of a rate limit, and says no reason
+            with server.request(
+                method,
+                self._url(server, f"manifests/{self.ref.reference}"),
+                scopes=self._pull,
+                headers={"Accept": media.ACCEPT},
+                what=f"cannot look for image {self.name}",
+                accept=(404,),
+            ) as response:
+                if response.status_code != 404:
+                    return False
+                codes = httpfailure.codes(response) if method == "GET" else []
+        if "MANIFEST_UNKNOWN" in codes:
+            return True
+        said = ", ".join(codes) or "no reason"
+        raise NotFoundError(f"{server.name} answered 404 for {self.name}, with {said}: that is no word of a deletion")
 
     def open_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """See Source.open_blob."""
@@ -184,6 +213,8 @@ class Registry:
         if response.status_code == 206 and start != str(at):
             response.close()
             raise DamagedError(f"{server.name} answered another range than bytes {at} and on")
+        if response.status_code != 416:
+            TAKEN.answered(BLOB)
         return server, response
 
     # Writing
@@ -226,8 +257,22 @@ class Registry:
             self._writer().request("DELETE", location, scopes=self._push, what="", accept=range(300, 600)).close()
         return False
 
-    def push_blob(self, descriptor: Descriptor, pieces: Iterable[bytes]) -> None:
-        """See Target.push_blob. Sent in parts; a part that fails is not sent again."""
+    def push_blob(self, descriptor: Descriptor, opened: Callable[[], Iterable[bytes]]) -> None:
+        """See Target.push_blob. In one part, as not every registry takes several; begun anew after an error that passes."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._upload(descriptor, opened)
+            except UnavailableError as error:
+                if attempt == ATTEMPTS:
+                    raise
+                _log.info("%s; it is tried again", error)
+                time.sleep(_BACKOFF * 2**attempt * random.uniform(0.5, 1.0))
+                if self.has_blob(descriptor):  # only the answer was lost
+                    return
+            else:
+                return
+
+    def _upload(self, descriptor: Descriptor, opened: Callable[[], Iterable[bytes]]) -> None:
         what = f"cannot write blob {descriptor.digest} to {self.name}"
         with self._writer().request(
             "POST",
@@ -237,30 +282,23 @@ class Registry:
             what=what,
         ) as response:
             location = self._location(response)
-        at = 0
-        for part in _parts(verified(pieces, descriptor, self.name), _UPLOAD_CHUNK):
-            headers = {
-                "Content-Type": "application/octet-stream",
-                "Content-Range": f"{at}-{at + len(part) - 1}",
-                "Content-Length": str(len(part)),
-            }
-            with self._writer().request(
-                "PATCH",
-                location,
-                scopes=self._push,
-                headers=headers,
-                data=functools.partial(bytes, part),
-                what=what,
-                attempts=1,
-            ) as response:
-                location = self._location(response)
-            at += len(part)
+        with self._writer().request(
+            "PATCH",
+            location,
+            scopes=self._push,
+            headers={"Content-Type": "application/octet-stream"},
+            data=lambda: _Body(verified(opened(), descriptor, self.name), descriptor.size),
+            what=what,
+            attempts=1,
+        ) as response:
+            location = self._location(response)
         with self._writer().request(
             "PUT",
             _with_query(location, {"digest": descriptor.digest}),
             scopes=self._push,
             headers={"Content-Length": "0"},
             what=what,
+            attempts=1,  # after one that was answered, and whose answer was lost, there is no such upload any more
         ):
             pass
 
@@ -281,16 +319,22 @@ class Registry:
         location = response.headers.get("Location")
         if not location:
             raise UnavailableError(f"registry {self.ref.host} accepts an upload without saying where")
-        return urljoin(response.url, location)
+        where = urljoin(response.url, location)
+        if urlsplit(response.url).scheme == "https" and urlsplit(where).scheme != "https":
+            raise AccessDeniedError(
+                f"registry {self.ref.host} takes uploads without TLS, at {urlsplit(where).netloc}",
+                hint="have it name https addresses (behind a proxy: X-Forwarded-Proto), or use --plain-http if meant",
+            )
+        return where
 
     def _whole(self, server: Transport, response: requests.Response, limit: int, what: str) -> bytes:
         try:
-            raw = response.raw.read(limit + 1, decode_content=True)
+            raw = TAKEN.read(response, MANIFEST, limit + 1, decode=True)
         except (urllib3.exceptions.HTTPError, OSError) as failure:
             raise server.unreachable(failure, f"cannot read {what}") from failure
         if len(raw) > limit:
             raise DamagedError(f"{what} is larger than {limit} bytes")
-        return bytes(raw)
+        return raw
 
 
 def _pieces(response: requests.Response, at: int) -> Iterator[bytes]:
@@ -298,25 +342,24 @@ def _pieces(response: requests.Response, at: int) -> Iterator[bytes]:
     if response.status_code == 416:
         return
     skip = 0 if response.status_code == 206 else at
-    while piece := response.raw.read(_PIECE, decode_content=False):
+    while piece := TAKEN.read(response, BLOB, _PIECE, decode=False):
         passed = min(skip, len(piece))
         skip -= passed
         if passed < len(piece):
             yield piece[passed:]
 
 
-def _parts(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """`pieces` joined to parts of at least `size` bytes, but for the last."""
-    waiting: list[bytes] = []
-    length = 0
-    for piece in pieces:
-        waiting.append(piece)
-        length += len(piece)
-        if length >= size:
-            yield b"".join(waiting)
-            waiting, length = [], 0
-    if waiting:
-        yield b"".join(waiting)
+class _Body:
+    """A body whose length is known before it is read."""
+
+    def __init__(self, pieces: Iterator[bytes], size: int) -> None:
+        self._pieces, self._size = pieces, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
 
 
 def _with_query(url: str, more: dict[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,8 +50,8 @@ class Target(Protocol):
         """Take the blob over without moving its bytes, when `source` allows that; False: it must be pushed."""
         ...
 
-    def push_blob(self, descriptor: Descriptor, pieces: Iterable[bytes]) -> None:
-        """Store a blob; its digest is checked."""
+    def push_blob(self, descriptor: Descriptor, opened: Callable[[], Iterable[bytes]]) -> None:
+        """Store a blob, which `opened` gives the bytes of, from the beginning each time; its digest is checked."""
         ...
 
     def put_manifest(self, raw: bytes, media_type: str, *, named: bool = True) -> None:

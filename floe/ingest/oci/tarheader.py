@@ -26,6 +26,7 @@ _BLANK_CHECKSUM = 8 * ord(" ")  # the field counts as spaces in the sum
 _STAR_TRAILER = b"tar\0"
 _STAR_PREFIX = 131  # bytes; times follow
 _GNU_MAP, _GNU_MAP_ITEMS, _GNU_EXTENDED, _GNU_SIZE = 386, 4, 482, slice(483, 495)
+_GNU_TIMES = slice(345, 357), slice(357, 369)
 _EXTENSION_ITEMS, _EXTENSION_EXTENDED = 21, 504
 _XATTR = b"SCHILY.xattr."
 _NS_DIGITS = 9
@@ -114,6 +115,9 @@ def parse_header(header: bytes, what: str) -> Entry:
         before = _text(prefix[:_STAR_PREFIX] if star else prefix)
         if before:
             entry.name = before + b"/" + entry.name
+    if gnu and any(header[place.start] and not _is_number(header[place]) for place in _GNU_TIMES):
+        # Go before 1.8 put the first part of a long path there; which of the two it is, other readers guess.
+        raise UnsupportedError(f"{what} has a header of an old Go, GNU's with a prefix")
     if entry.size < 0:
         raise DamagedError(f"{what} has an entry of negative size")
     entry.stored = 0 if kind in WITHOUT_DATA else entry.size
@@ -274,6 +278,14 @@ def _number(data: bytes, what: str) -> int:
     if abs(value) > _NUMBER_MAX:
         raise DamagedError(f"{what} has a header with a number out of range")
     return value
+
+
+def _is_number(data: bytes) -> bool:
+    try:
+        _number(data, "")
+    except DamagedError:
+        return False
+    return True
 
 
 def _decimal(data: bytes, what: str) -> int:

@@ -17,6 +17,7 @@ from floe.ingest.oci.source import resolve
 from floe.store.catalog import Catalog
 from floe.store.ids import check_text
 from floe.store.nodes import walk
+from floe.store.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,17 @@ def find_weights(
     platform: str | None = None,
     plain_http: bool = False,
     registry_config: Sequence[Path] = (),
+    progress: Progress | None = None,
 ) -> list[Heavy]:
     """Directories of the image `source` with files of at least `least` bytes, the heaviest first.
 
-    What upper layers replaced or deleted is not counted, nor what models the image carries. Raises the store's errors.
+    What upper layers replaced or deleted is not counted, nor what models the image carries. `progress` counts bytes of layer blobs. Raises the store's errors.
     """
     check_text(source, "image")
     with contextlib.closing(open_source(source, plain_http=plain_http, registry_config=registry_config)) as found:
         image = resolve(found, Platform.parse(platform) if platform else None)
         stubs = {one.number for one in carried.carried_models(image)}
-        layers = list(image_layers(catalog, image, stubs))[::-1]
+        layers = list(image_layers(catalog, image, stubs, progress))[::-1]
     root = merged_directory(layers, "/")
     totals: dict[bytes, tuple[int, int]] = {}
     seen = set[int]()

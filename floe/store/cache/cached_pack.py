@@ -29,6 +29,10 @@ _log = logging.getLogger(__name__)
 _SLACK = 1 << 20  # bytes of disk beyond the present frames that are not worth looking for
 
 
+class NotKeptError(OSError):
+    """The disk did not take data that was written. The kernel holds it as if it had: what memory says of it proves nothing."""
+
+
 class CachedPack:
     """The frames of `folder`, whose `data` exists with its full size. OSError from all but `read_into` and `load`."""
 
@@ -78,7 +82,7 @@ class CachedPack:
             self._write_dirty(files, bits.header(boot_id=boot_id, clean=False), boot_id)
         except OSError as error:
             self.changed = False  # so that the next change writes all of it
-            _log.warning("bitmap of pack %s in the cache cannot be written: %s", self.id, error)
+            _log.warning("bitmap of pack %s in the cache cannot be written: %s", self.id, str(error))
             return False
         return True
 
@@ -90,7 +94,7 @@ class CachedPack:
                 if not punch(self.open().data, first << self._shift, count << self._shift):
                     return
         except OSError as error:
-            _log.warning("unused space of pack %s in the cache cannot be given back: %s", self.id, error)
+            _log.warning("unused space of pack %s in the cache cannot be given back: %s", self.id, str(error))
 
     def open(self) -> Files:
         """The open files, opened when they are not."""
@@ -263,7 +267,7 @@ class CachedPack:
                     punched = punch(files.data, first << self._shift, end - (first << self._shift))
                 except OSError as error:  # its frames are gone all the same, and other space may be given back
                     self._usage.fail()
-                    _log.warning("space of pack %s in the cache cannot be given back: %s", self.id, error)
+                    _log.warning("space of pack %s in the cache cannot be given back: %s", self.id, str(error))
                     continue
                 if not punched:
                     freed += self._take_away(files, self.bits.present())
@@ -314,7 +318,7 @@ class CachedPack:
                 self._write_bits(self.open(), frames.start >> 3, (frames.stop - 1 >> 3) + 1)
             except OSError as error:
                 self.changed = False  # so that the next change writes all of it
-                _log.warning("bitmap of pack %s in the cache cannot be written: %s", self.id, error)
+                _log.warning("bitmap of pack %s in the cache cannot be written: %s", self.id, str(error))
 
     def last_use(self) -> int:
         """Recency of the extent used last; 0 when the pack is empty."""
@@ -326,12 +330,12 @@ class CachedPack:
             os.utime(self.open().bitmap)
 
     def sync(self) -> None:
-        """Data to disk, then a bitmap that says so: the next boot may trust it."""
+        """Data to disk, then a bitmap that says so: the next boot may trust it. NotKeptError."""
         with self.lock:
             if not self.changed:
                 return
             files = self.open()
-            os.fdatasync(files.data)
+            self._sync_data(os.fdatasync)
             # Its other pages first: a header that reached the disk before them would vouch for what they said then.
             os.fdatasync(files.bitmap)
             # From now on the file may call itself clean, even if writing that fails: a change has to take it back.
@@ -342,12 +346,12 @@ class CachedPack:
     def finish(self) -> bool:
         """When every frame is trusted, sync and say `complete`; the caller holds the pack's flock. False: not yet.
 
-        The sync of gigabytes is done before, without a lock, by `presync`; this one finds little to do.
+        The sync of gigabytes is done before, without a lock, by `presync`; this one finds little to do. NotKeptError.
         """
         with self.lock:
             if self.complete or not self.bits.is_full():
                 return self.complete
-            os.fsync(self.open().data)
+            self._sync_data(os.fsync)
             marker = os.open(self.folder / "complete", os.O_WRONLY | os.O_CREAT, 0o600)
             try:
                 os.fsync(marker)
@@ -362,12 +366,34 @@ class CachedPack:
         with self.lock:
             self.bits.distrust()
             self.generation += 1
-            if not self._rewrite(boot_id):
-                # Then no bitmap at all, rather than one whose bits the next writer would trust.
-                with suppress(OSError):
-                    (self.folder / "bitmap").unlink(missing_ok=True)
-                self.files = None
+            self._take_back(boot_id)
+
+    def lose(self, boot_id: str) -> None:
+        """The disk did not take what was written: no frame counts any more, whatever memory still has of them."""
+        with self.lock:
+            self._clear(self.bits.present())
+            if self._take_back(boot_id):
+                with suppress(OSError):  # space, and pages of what never came to the disk
+                    os.ftruncate(self.open().data, 0)
+                    os.ftruncate(self.open().data, self._content_size)
+
+    def _take_back(self, boot_id: str) -> bool:
+        """Have the file say of no frame more than the bits do now; whether there still is one."""
+        if self._rewrite(boot_id):
+            return True
+        # Then no bitmap at all, rather than one whose bits the next writer would trust.
+        with suppress(OSError):
+            (self.folder / "bitmap").unlink(missing_ok=True)
+        self.files = None
+        return False
 
     def presync(self) -> None:
-        """Write data back while readers and writers go on."""
-        os.fdatasync(self.open().data)
+        """Write data back while readers and writers go on. NotKeptError."""
+        self._sync_data(os.fdatasync)
+
+    def _sync_data(self, sync: Callable[[int], None]) -> None:
+        data = self.open().data
+        try:
+            sync(data)
+        except OSError as error:
+            raise NotKeptError(error.errno, error.strerror) from error

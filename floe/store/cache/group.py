@@ -237,12 +237,12 @@ class CacheGroup:
 
     # pins
 
-    def pin(self, pack_id: str, owner: str) -> None:
+    def pin(self, pack_id: str, owner: str, why: str = "") -> None:
         """See NodeCache. It decides where the pack lies, if nothing did."""
 
         def pin(home: NodeCache) -> None:
             self._data_in(home, pack_id)
-            home.pin(pack_id, owner)
+            home.pin(pack_id, owner, why)
 
         self._at_home(pack_id, pin)
 
@@ -256,6 +256,10 @@ class CacheGroup:
                 problem = problem or error
         if problem is not None:
             raise problem
+
+    def pin_reason(self, pack_id: str, owner: str) -> str:
+        """See NodeCache: where there is one."""
+        return next((why for member in self.usable() if (why := member.pin_reason(pack_id, owner))), "")
 
     def pins(self, pack_id: str) -> set[str]:
         """See NodeCache: those of all directories. OSError without descriptors: there may be more."""

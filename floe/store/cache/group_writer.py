@@ -198,6 +198,11 @@ class GroupWriter:
             with suppress(OSError):
                 pack.let_go(start, stop)
 
+    def discard(self, pack_id: str, frames: list[int]) -> bool:
+        """See CacheWriter."""
+        writer = self._of(pack_id)
+        return writer is not None and writer.discard(pack_id, frames)
+
     def missed(self, nbytes: int, seconds: float) -> None:
         """See CacheWriter."""
         self._misses.add(nbytes, seconds)

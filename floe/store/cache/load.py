@@ -10,7 +10,7 @@ from floe.store.cache.bitmap import Bitmap
 from floe.store.cache.cached_pack import CachedPack
 from floe.store.cache.durable import sync_folder
 from floe.store.cache.node_cache import NodeCache
-from floe.store.cache.shares import is_policy
+from floe.store.cache.shares import is_no_mount
 from floe.store.cache.usage import Usage
 from floe.store.errors import DiskError, NotFoundError
 
@@ -61,7 +61,7 @@ def load_pack(
 
 def _is_mounted(cache: NodeCache, pack_id: str) -> bool:
     """Whether a native mount may lie on the data; to be asked after `complete` is gone, since pins come before that is."""
-    return any(not is_policy(pin) for pin in cache.pins(pack_id))
+    return any(not is_no_mount(pin) for pin in cache.pins(pack_id))
 
 
 def _read_bitmap(folder: Path) -> Bitmap | None:

@@ -201,10 +201,10 @@ class NodeCache:
 
     # pins
 
-    def pin(self, pack_id: str, owner: str) -> None:
+    def pin(self, pack_id: str, owner: str, why: str = "") -> None:
         """Keep all of a pack where it is until `owner` (any text, survives restarts) unpins it; durable, idempotent.
 
-        NotFoundError when the pack's index is not here.
+        `why`: for people, kept with the pin in place of what was said before. NotFoundError when the pack's index is not here.
         """
         name = _pin_name(owner)
         self._known_size(pack_id)
@@ -212,6 +212,8 @@ class NodeCache:
             pins = folder / "pins"
             pins.mkdir(mode=0o700, exist_ok=True)
             (pins / name).touch(mode=0o600)
+            if why:
+                (pins / name).write_text(why, encoding="utf-8")
             sync_folder(pins)
             sync_folder(folder)
 
@@ -228,6 +230,13 @@ class NodeCache:
             return {unquote(name) for name in os.listdir(self.folder(pack_id) / "pins")}  # noqa: PTH208 - names only
         except FileNotFoundError:
             return set()
+
+    def pin_reason(self, pack_id: str, owner: str) -> str:
+        """What was said when `owner` pinned a pack; empty when that was nothing, or cannot be read."""
+        try:
+            return (self.folder(pack_id) / "pins" / _pin_name(owner)).read_text("utf-8", "replace")
+        except OSError:
+            return ""
 
     @contextlib.contextmanager
     def locked(self, pack_id: str, *, wait: bool = True) -> Iterator[Path]:

@@ -28,10 +28,21 @@ _log = logging.getLogger(__name__)
 _POLL = 0.02  # seconds between two tries
 _DYING = 3.0  # seconds that a killed writer gets to be gone; what it left of packs is lost after that
 _LEFT = ".left-"  # in the name of a folder left to a writer: <pack id>.left-<pid>
+_held: set[int] = set()  # descriptors of the locks that this process holds
+
+
+def _leave_to_parent() -> None:
+    """A forked child has the parent's locks open, too: they would outlive the parent, and nobody could own its caches."""
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Owned(NamedTuple):
-    """`fd` holds the lock for as long as it is open. `hanging` is the process to call `leave_packs` for, or None."""
+    """`fd` holds the lock for as long as it is open: until `release`. `hanging` is the process to call `leave_packs` for, or None."""
 
     fd: int
     hanging: int | None
@@ -72,8 +83,15 @@ def own(path: Path, wait: float) -> Owned:
             _, left = _pids(fd)
             hung = left if left and process.is_doomed(left) else None
             _write(fd, f"{os.getpid()} {hung}" if hung else f"{os.getpid()}")
+            _held.add(fd)
             return Owned(fd, hung)
         os.close(fd)  # the file was replaced while we waited for it
+
+
+def release(fd: int) -> None:
+    """Let the next owner in."""
+    _held.discard(fd)
+    os.close(fd)
 
 
 def _replace(path: Path, holder: int) -> None:

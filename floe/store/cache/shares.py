@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 POLICY_PIN = "policy-"  # what the names of pins that a model's policy set begin with
+WARM_PIN = "warm-"  # the same of pins that a warm order set: a tree's digest follows
 _RESERVE_SHARE, _RESERVE_MAX = 32, 128 << 20
 _PLENTY_SHARE, _PLENTY_MAX = 16, 4 << 30
 
@@ -27,8 +28,13 @@ class Share(NamedTuple):
 
 
 def is_policy(pin: str) -> bool:
-    """Whether the owner of a pin is a model's policy, `policy-<name>@<tree digest>`, and not a mount."""
+    """Whether the owner of a pin is a model's policy, `policy-<name>@<tree digest>`, and not a mount or an order."""
     return pin.startswith(POLICY_PIN)
+
+
+def is_no_mount(pin: str) -> bool:
+    """Whether a pin only keeps content in its place: it may be replaced if it is damaged, for no mount reads past the worker."""
+    return pin.startswith((POLICY_PIN, WARM_PIN))
 
 
 class Room(NamedTuple):

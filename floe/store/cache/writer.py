@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 from cachetools import LRUCache
 
 from floe.store.cache.bypass import Bypass
-from floe.store.cache.cached_pack import CachedPack
+from floe.store.cache.cached_pack import CachedPack, NotKeptError
 from floe.store.cache.durable import current_boot_id
 from floe.store.cache.evictor import Evictor
 from floe.store.cache.load import load_pack
 from floe.store.cache.node_cache import NodeCache, disk_errors
-from floe.store.cache.ownership import leave_packs, own, remove_left
-from floe.store.cache.shares import Room, Share, Shares, is_policy
+from floe.store.cache.ownership import leave_packs, own, release, remove_left
+from floe.store.cache.shares import Room, Share, Shares, is_no_mount
 from floe.store.cache.tables import Tables
 from floe.store.cache.usage import Usage
 from floe.store.errors import DamagedError, FloeError, TransitDamageError
@@ -154,7 +154,7 @@ class CacheWriter:
                 return None
             self._count("damaged_frames")
             _log.warning(
-                "frame %d of pack %s in the cache is not usable, it is fetched again: %s", frame, pack_id, error
+                "frame %d of pack %s in the cache is not usable, it is fetched again: %s", frame, pack_id, str(error)
             )
             pack.forget(frame)
             return None
@@ -241,7 +241,7 @@ class CacheWriter:
         Waits for whoever pins or completes the pack just then.
         """
         pack = self.pack(pack_id)
-        return pack is not None and self._evictor.drop(pack, frames, is_policy, wait=True) > 0
+        return pack is not None and self._evictor.drop(pack, frames, is_no_mount, wait=True) > 0
 
     def _failed(self, pack_id: str, error: OSError | FloeError, what: str = "write") -> None:
         self._count("write_errors")
@@ -284,10 +284,17 @@ class CacheWriter:
                 pack.presync()
                 with self.cache.locked(pack.id):
                     pack.finish()
+            except NotKeptError as error:
+                self._lost(pack, error)
             except (OSError, FloeError) as error:
                 self._count("write_errors")
                 _log.warning("pack %s in the cache cannot be completed: %s", pack.id, str(error))
                 pack.distrust(self._boot_id)
+
+    def _lost(self, pack: CachedPack, error: NotKeptError) -> None:
+        self._count("write_errors")
+        _log.warning("pack %s in the cache was not kept by the disk, and is fetched again: %s", pack.id, str(error))
+        pack.lose(self._boot_id)
 
     def close(self) -> None:
         """Sync what was changed, so that the next boot may trust it, and let the next writer in."""
@@ -297,17 +304,19 @@ class CacheWriter:
             try:
                 pack.sync()
                 pack.note_use()
+            except NotKeptError as error:
+                self._lost(pack, error)
             except OSError as error:
                 self._failed(pack.id, error)
             pack.files = None
-        os.close(self._lock_fd)
+        release(self._lock_fd)
 
     def abandon(self) -> None:
         """Write nothing more, to a disk that failed and may not answer; in place of `close`."""
         self._finishing.put(None)
         for pack in self.packs.values():
             pack.files = None
-        os.close(self._lock_fd)
+        release(self._lock_fd)
 
     def disks(self) -> list[dict[str, Any]]:
         """For each directory its `path`, `state` ("ok"), `problem`, `held_bytes` and what `bypass` says."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from floe.store.errors import BadInputError
-from floe.store.index.base import ChunkPlace, Index
+from floe.store.index.base import ChunkPlace, Index, Note
 from floe.store.index.null import NullIndex
 
-__all__ = ["ChunkPlace", "Index", "NullIndex", "open_index"]
+__all__ = ["ChunkPlace", "Index", "Note", "NullIndex", "open_index"]
 
 _EXAMPLES = "use redis://host:6379, rediss://user@host:6379?ca=FILE, sqlite:/abs/path.db or none"
 

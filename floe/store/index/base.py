@@ -17,6 +17,14 @@ class ChunkPlace:
     block: int
 
 
+@dataclass(frozen=True)
+class Note:
+    """What somebody left in the index for others: its `data`, written `age` seconds ago by the index's own clock."""
+
+    data: bytes
+    age: float
+
+
 class Index(Protocol):
     """Thread-safe. Losing everything in it costs time only; UnavailableError never fails a mount or a read."""
 
@@ -52,6 +60,21 @@ class Index(Protocol):
 
     def delete_ref(self, key: str) -> None:
         """Forget a cached ref."""
+        ...
+
+    def put_note(self, topic: str, name: str, data: bytes, seconds: float) -> None:
+        """Leave `data` under a name of a topic, in place of what was there; it is gone after `seconds`, or any time before.
+
+        `topic`: lower case letters; `name`: not empty, printable ASCII without braces.
+        """
+        ...
+
+    def notes(self, topic: str) -> Mapping[str, Note]:
+        """All of a topic that has not expired, by name."""
+        ...
+
+    def delete_note(self, topic: str, name: str) -> None:
+        """Take a note away; one that is not there is no error."""
         ...
 
     def close(self) -> None:

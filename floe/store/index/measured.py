@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from floe.store.errors import FloeError
 from floe.store.histogram import Histogram
-from floe.store.index.base import ChunkPlace, Index
+from floe.store.index.base import ChunkPlace, Index, Note
 from floe.store.packindex import ChunkEntry
 
 UNUSED, OK, FAILING = "unused", "ok", "failing"
@@ -79,6 +79,18 @@ class MeasuredIndex:
     def delete_ref(self, key: str) -> None:
         """See Index.delete_ref."""
         self._timed(lambda: self.inner.delete_ref(key))
+
+    def put_note(self, topic: str, name: str, data: bytes, seconds: float) -> None:
+        """See Index.put_note."""
+        self._timed(lambda: self.inner.put_note(topic, name, data, seconds))
+
+    def notes(self, topic: str) -> Mapping[str, Note]:
+        """See Index.notes."""
+        return self._timed(lambda: self.inner.notes(topic))
+
+    def delete_note(self, topic: str, name: str) -> None:
+        """See Index.delete_note."""
+        self._timed(lambda: self.inner.delete_note(topic, name))
 
     def close(self) -> None:
         """See Index.close."""

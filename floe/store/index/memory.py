@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Mapping
 
-from floe.store.index.base import ChunkPlace
+from floe.store.index.base import ChunkPlace, Note
 from floe.store.packindex import ChunkEntry
 
 
@@ -22,6 +23,7 @@ class MemoryIndex:
         self._packs: dict[str, list[tuple[bytes, int]]] = {}  # pack id -> the keys of its chunks
         self._chunks: dict[tuple[bytes, int], dict[str, int]] = {}  # chunk key -> pack id -> block
         self._refs: dict[str, bytes] = {}
+        self._notes: dict[str, dict[str, tuple[bytes, float, float]]] = {}  # topic -> name -> data, written, until
 
     def bind(self, store_uuid: str) -> None:
         """See Index.bind."""
@@ -77,6 +79,25 @@ class MemoryIndex:
         """See Index.delete_ref."""
         with self._lock:
             self._refs.pop(key, None)
+
+    def put_note(self, topic: str, name: str, data: bytes, seconds: float) -> None:
+        """See Index.put_note."""
+        now = time.monotonic()
+        with self._lock:
+            self._notes.setdefault(topic, {})[name] = (data, now, now + seconds)
+
+    def notes(self, topic: str) -> Mapping[str, Note]:
+        """See Index.notes."""
+        now = time.monotonic()
+        with self._lock:
+            kept = {name: note for name, note in self._notes.get(topic, {}).items() if now < note[2]}
+            self._notes[topic] = kept
+            return {name: Note(data, now - written) for name, (data, written, _) in kept.items()}
+
+    def delete_note(self, topic: str, name: str) -> None:
+        """See Index.delete_note."""
+        with self._lock:
+            self._notes.get(topic, {}).pop(name, None)
 
     def close(self) -> None:
         """See Index.close."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from floe.store.index.base import ChunkPlace
+from floe.store.index.base import ChunkPlace, Note
 from floe.store.packindex import ChunkEntry
 
 
@@ -42,6 +42,17 @@ class NullIndex:
 
     def delete_ref(self, key: str) -> None:
         """See Index.delete_ref."""
+
+    def put_note(self, topic: str, name: str, data: bytes, seconds: float) -> None:
+        """See Index.put_note: forgotten at once."""
+
+    def notes(self, topic: str) -> Mapping[str, Note]:
+        """See Index.notes: there are none."""
+        del topic
+        return {}
+
+    def delete_note(self, topic: str, name: str) -> None:
+        """See Index.delete_note."""
 
     def close(self) -> None:
         """See Index.close."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from floe.store.errors import UnavailableError
-from floe.store.index.base import ChunkPlace
+from floe.store.index.base import ChunkPlace, Note
 from floe.store.packindex import ChunkEntry
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,18 @@ _APPLICATION_ID = 0x464C4F45  # "FLOE", in the file's header: tells our file fro
 _SCHEMA_VERSION = 1
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another process's transaction
 _WAL_LIMIT = 64 << 20  # bytes the write-ahead log is cut back to after a large push
+# Beside the schema and not of it: an earlier version of Floe that finds this table leaves it alone.
+_NOTES = """
+CREATE TABLE IF NOT EXISTS notes (
+    store    TEXT NOT NULL,             -- uuid of the store that it is about
+    topic    TEXT NOT NULL,
+    name     TEXT NOT NULL,
+    data     BLOB NOT NULL,
+    written  REAL NOT NULL,             -- seconds since 1970, by this machine's clock
+    until    REAL NOT NULL,             -- likewise: from then on it counts as gone
+    PRIMARY KEY (store, topic, name)
+) WITHOUT ROWID
+"""
 _SCHEMA = """
 -- One row: the store that everything below belongs to.
 CREATE TABLE store (
@@ -137,6 +149,31 @@ class SqliteIndex:
         """See Index.delete_ref."""
         self._run(lambda db: db.execute("DELETE FROM refs WHERE key = ?", (key,)), write=True)
 
+    def put_note(self, topic: str, name: str, data: bytes, seconds: float) -> None:
+        """See Index.put_note."""
+        now = time.time()
+
+        def put(db: sqlite3.Connection) -> None:
+            row = (self._store_uuid or "", topic, name, data, now, now + seconds)
+            db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?, ?, ?)", row)
+            db.execute("DELETE FROM notes WHERE until <= ?", (now,))
+
+        self._run(put, write=True)
+
+    def notes(self, topic: str) -> Mapping[str, Note]:
+        """See Index.notes."""
+        now = time.time()
+        query = "SELECT name, data, written FROM notes WHERE store = ? AND topic = ? AND until > ?"
+        rows = self._run(lambda db: db.execute(query, (self._store_uuid or "", topic, now)).fetchall())
+        return {name: Note(bytes(data), max(0.0, now - written)) for name, data, written in rows}
+
+    def delete_note(self, topic: str, name: str) -> None:
+        """See Index.delete_note."""
+        row = (self._store_uuid or "", topic, name)
+        self._run(
+            lambda db: db.execute("DELETE FROM notes WHERE store = ? AND topic = ? AND name = ?", row), write=True
+        )
+
     def close(self) -> None:
         """See Index.close."""
         with self._lock:
@@ -243,6 +280,7 @@ def _open(path: Path) -> sqlite3.Connection:
             path.chmod(0o600)
             identity = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_SCHEMA_VERSION};"
             db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}{identity}COMMIT;")
+        db.execute(_NOTES)
     except BaseException:
         db.close()
         raise

@@ -10,7 +10,7 @@ from floe.store.errors import DeadlineError, UnavailableError
 from floe.store.index import open_index
 
 
-def index_denied(url: str, seconds: float, *, writes: bool) -> list[str]:
+def index_denied(url: str, seconds: float, *, writes: bool, notes: bool = False) -> list[str]:
     """The commands that Redis' ACL does not allow; see redis/rights.py. UnavailableError. Of other kinds: none."""
     if open_index(url).url.partition(":")[0] in ("none", "sqlite"):
         return []
@@ -20,7 +20,7 @@ def index_denied(url: str, seconds: float, *, writes: bool) -> list[str]:
         from floe.store.index.redis.address import RedisAddress  # noqa: PLC0415 - lazy: keeps --help fast
         from floe.store.index.redis.rights import denied  # noqa: PLC0415 - likewise
 
-        return denied(RedisAddress.parse(url), writes=writes)
+        return denied(RedisAddress.parse(url), writes=writes, notes=notes)
 
     return Bounded("index-rights", 1).call(ask, seconds, late)
 

@@ -14,6 +14,7 @@ from floe.store.errors import (
     CredentialsExpiredError,
     FloeError,
     NotFoundError,
+    StoreMissingError,
     ThrottledError,
     UnavailableError,
     UnsupportedError,
@@ -94,7 +95,7 @@ def error_of(answer: Answer, key: str, place: Place, *, writing: bool, proven: b
     where = f"{key} in {place.url}"
     code, status = answer.code, answer.status
     if code == "NoSuchBucket":
-        return NotFoundError(
+        return StoreMissingError(
             f"no bucket {place.bucket} at {place.server}",
             hint=f"create the bucket {place.bucket} (floe store init does), or check the store's address",
         )

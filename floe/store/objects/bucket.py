@@ -23,6 +23,7 @@ from floe.store.errors import (
     DamagedError,
     FloeError,
     NotFoundError,
+    StoreMissingError,
 )
 from floe.store.ids import Buffer
 from floe.store.objects.address import read_certificates
@@ -188,8 +189,10 @@ class BucketStore:
             done = self._request(
                 key, lambda bucket: bucket.put(key, bytes(data), mode=mode, use_multipart=False), writing=True
             )
+        except StoreMissingError:
+            raise
         except NotFoundError as error:
-            if version is None or error.hint:  # the bucket is missing
+            if version is None:
                 raise
             raise ConflictError(f"{key} in {self.url} was removed by somebody else") from error
         return self._version(done)
@@ -199,9 +202,10 @@ class BucketStore:
         check_key(key)
         try:
             self._request(key, lambda bucket: bucket.delete(key), writing=True)
-        except NotFoundError as error:
-            if error.hint:  # the bucket is missing
-                raise
+        except StoreMissingError:
+            raise
+        except NotFoundError:
+            return
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See ObjectStore.list."""
@@ -215,7 +219,8 @@ class BucketStore:
         pages, page = self._request(what, begin)
         while page is not None:
             for item in page:
-                yield self._info(item, item["path"])
+                if not item["path"].endswith("/"):  # a folder, as consoles make them
+                    yield self._info(item, item["path"])
             with self._errors(what):
                 page = next(pages, None)
 

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from floe.store import layout
-from floe.store.errors import AccessDeniedError, ConflictError, CredentialsExpiredError, FloeError, NotFoundError
+from floe.store.errors import (
+    AccessDeniedError,
+    ConflictError,
+    CredentialsExpiredError,
+    FloeError,
+    NotFoundError,
+    StoreMissingError,
+)
 from floe.store.objects.answers import STRANGER
 from floe.store.objects.base import ObjectStore
 from floe.store.objects.multipart import Body, Uploads, drop_abandoned
@@ -137,10 +144,8 @@ class _Check:
             else:
                 self._denied.append(operation)
             self._note(operation, DENIED, str(error))
-        except NotFoundError as error:
-            if error.hint:  # the bucket or folder is missing
-                raise
-            self._note(operation, FAILED, str(error))
+        except StoreMissingError:
+            raise
         except FloeError as error:
             if error.retryable:
                 raise
@@ -205,9 +210,9 @@ class _Check:
         if not wrote and LIST not in self._denied:
             try:
                 self._store.head(key)
-            except NotFoundError as error:
-                if error.hint:
-                    raise
+            except StoreMissingError:
+                raise
+            except NotFoundError:
                 for operation in (GET, RANGE):
                     self._note(operation, UNTRIED, "the store is empty, and nothing could be put into it")
                 return

@@ -37,6 +37,7 @@ from floe.store.errors import (
     NotFoundError,
     PreconditionError,
     SourceChangedError,
+    StoreMissingError,
     UnavailableError,
 )
 from floe.store.ids import Buffer
@@ -58,6 +59,7 @@ class FileStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = f"file://{root}"
+        self._was_there = root.is_dir()
         self._durable: set[Path] = set()  # folders whose entry in their parent is known to be on disk
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = threading.Lock()
@@ -234,6 +236,12 @@ class FileStore:
             return
         if folder == self.root:
             missing = [p for p in (folder, *folder.parents) if not p.exists()]
+            if missing and self._was_there:
+                # An unmounted disk, say: what is written into its mountpoint is lost, and in the way when it comes back.
+                raise UnavailableError(
+                    f"the folder {self.root} of the store is gone",
+                    hint="mount it again or move it back; nothing was written",
+                )
             for path in reversed(missing):
                 path.mkdir(mode=0o700, exist_ok=True)  # images hold secrets, such as their /etc/shadow
                 _sync_folder(path.parent)
@@ -263,8 +271,8 @@ class FileStore:
         finally:
             os.close(lock)
 
-    def _no_root(self) -> NotFoundError:
-        return NotFoundError(
+    def _no_root(self) -> StoreMissingError:
+        return StoreMissingError(
             f"the store {self.url} does not exist",
             hint="push a model or index an image to create it, or check the store's address",
         )

@@ -57,6 +57,8 @@ class GCSStore(BucketStore):
             path = f"b/{quote(self.address.bucket, safe='')}/o"
             page = self.client.json("GET", path, prefix or "the store", params=params)
             for item in page.get("items", ()):
+                if item["name"].endswith("/"):  # a folder, as consoles make them
+                    continue
                 created = datetime.fromisoformat(item["timeCreated"].replace("Z", "+00:00"))
                 yield ObjectInfo(item["name"][strip:], int(item["size"]), str(item["generation"]), created.timestamp())
             if not (token := page.get("nextPageToken")):

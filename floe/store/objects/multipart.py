@@ -29,6 +29,7 @@ from floe.store.errors import (
     FloeError,
     NotFoundError,
     SourceChangedError,
+    StoreMissingError,
     UnavailableError,
     UnsupportedError,
 )
@@ -237,9 +238,9 @@ class _Transfer:
             found = [upload for upload in self._uploads.find(self._key) if upload.key == self._key]
             found.sort(key=lambda upload: upload.begun, reverse=True)
             checked = [(upload, self._usable(pool, upload)) for upload in found[:_CANDIDATES]]
+        except StoreMissingError:
+            raise
         except (AccessDeniedError, UnsupportedError, NotFoundError) as error:
-            if isinstance(error, NotFoundError) and error.hint:  # the bucket is missing
-                raise
             _log.info("no interrupted upload can be looked for, so all of %s is sent: %s", self._key, error)
             found, checked = [], []
         best, parts = max(checked, key=lambda item: len(item[1]), default=(None, {}))
@@ -262,9 +263,9 @@ class _Transfer:
             body = self._body(number)
             try:
                 return self._uploads.put(self._key, upload, number, body)
+            except StoreMissingError:
+                raise
             except NotFoundError as error:
-                if error.hint:  # the bucket is missing
-                    raise
                 raise self._gone() from error
 
         waiting: set[Future[StoredPart]] = {pool.submit(send, n) for n in self._numbers if n not in done}
@@ -278,9 +279,9 @@ class _Transfer:
     def _complete(self, upload: str, parts: list[StoredPart]) -> None:
         try:
             self._uploads.complete(self._key, upload, parts)
+        except StoreMissingError:
+            raise
         except NotFoundError as error:
-            if error.hint:
-                raise
             raise self._gone() from error
 
     def _gone(self) -> UnavailableError:

@@ -17,7 +17,7 @@ import obstore
 from cachetools import TTLCache
 from obstore.store import S3Store as Bucket
 
-from floe.store.errors import ConflictError, NotFoundError, RangeError, UnsupportedError
+from floe.store.errors import ConflictError, NotFoundError, RangeError, StoreMissingError, UnsupportedError
 from floe.store.ids import Buffer
 from floe.store.objects.answers import Place
 from floe.store.objects.bucket import BucketStore
@@ -73,9 +73,9 @@ class S3Store(BucketStore):
         """Compare, write, and look whether another writer came in between and won."""
         try:
             found: str | None = self.head(key).version
-        except NotFoundError as error:
-            if error.hint:  # the bucket is missing
-                raise
+        except StoreMissingError:
+            raise
+        except NotFoundError:
             found = None
         if found != version:
             raise ConflictError(f"{key} in {self.url} was changed by somebody else")

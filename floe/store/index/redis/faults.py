@@ -61,7 +61,9 @@ def refuses_to_write(error: UnavailableError) -> bool:
 
 
 def _is_forbidden(error: BaseException) -> bool:
-    return _is(error, of_redis.NoPermissionError, "NOPERM")
+    # What a script may not do is told without a code.
+    in_script = isinstance(error, redis.ResponseError) and "user executing the script can't" in _text(error)
+    return in_script or _is(error, of_redis.NoPermissionError, "NOPERM")
 
 
 def _is_read_only(error: BaseException) -> bool:

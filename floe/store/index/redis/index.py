@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from floe.store.bounded import Bounded
 from floe.store.errors import DeadlineError, UnavailableError
-from floe.store.index.base import ChunkPlace
-from floe.store.index.redis import chunkmap
+from floe.store.index.base import ChunkPlace, Note
+from floe.store.index.redis import chunkmap, notes
 from floe.store.index.redis.address import RedisAddress
 from floe.store.index.redis.errors import ConnectingError
 from floe.store.index.redis.facts import Facts
@@ -145,6 +145,20 @@ class RedisIndex:
         gone = list(pack_ids)
         if gone:
             self._patiently(lambda server: chunkmap.remove(server, self._bound(), self._current(server), gone))
+
+    # Notes: what nodes and operators tell each other
+
+    def put_note(self, topic: str, name: str, data: bytes, seconds: float) -> None:
+        """See Index.put_note."""
+        self._patiently(lambda server: notes.put(server, self._bound(), (topic, name), data, seconds))
+
+    def notes(self, topic: str) -> Mapping[str, Note]:
+        """See Index.notes."""
+        return self._patiently(lambda server: notes.read(server, self._bound(), topic))
+
+    def delete_note(self, topic: str, name: str) -> None:
+        """See Index.delete_note."""
+        self._patiently(lambda server: notes.delete(server, self._bound(), topic, name))
 
     def close(self) -> None:
         """See Index.close."""

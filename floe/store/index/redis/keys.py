@@ -11,7 +11,10 @@ Each key has one hash tag, and no command ever names keys of two tags:
 | `...c{T}U`       | hash   | chunks: digest bytes 2 to 31 and length (4) -> places of 11 bytes: the pack id's    |
 |                  |        | first 8 bytes and the first 4 KiB block (3)                                        |
 | `...r{KEY}`      | string | the bytes of the ref KEY                                                           |
+| `...n{TOPIC}`    | hash   | names of notes (see Index.put_note) -> nothing; those that expired are taken out at times |
+| `...n{TOPIC}NAME`| string | the milliseconds that the note lives (8), and its data; expires                      |
 | `...f{00}`       | string | while a push fills a new generation from the bucket; expires                       |
+| `...q{jobs}...`  |        | what indexers are asked to do, and `...l{NAME}` leases; see jobscripts.py           |
 
 T is the first byte of the pack id or digest, U the digest's second, as two hex digits; numbers are big-endian. Chunks lie in
 65,536 small hashes because Redis keeps a hash of up to 512 short fields without any overhead for each.
@@ -53,6 +56,22 @@ class Keys:
     def ref(self, key: str) -> str:
         """The copy of the ref that has this key in the store."""
         return f"{self._root}r{{{key}}}"
+
+    def notes(self, topic: str) -> str:
+        """The hash of the names of a topic's notes."""
+        return f"{self._root}n{{{topic}}}"
+
+    def note(self, topic: str, name: str) -> str:
+        """One note, in the slot of its topic."""
+        return f"{self._root}n{{{topic}}}{name}"
+
+    def jobs(self, part: str) -> str:
+        """A part of the queue of indexers; all have one hash tag."""
+        return f"{self._root}q{{jobs}}{part}"
+
+    def lease(self, name: str) -> str:
+        """Who has the lease of that name."""
+        return f"{self._root}l{{{name}}}"
 
     @property
     def filling(self) -> str:

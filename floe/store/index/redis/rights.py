@@ -11,18 +11,23 @@ from floe.store.index.redis.address import RedisAddress
 from floe.store.index.redis.connecting import connect
 from floe.store.index.redis.faults import translate
 from floe.store.index.redis.keys import Keys
+from floe.store.index.topics import OF_NODES
 
 # What nodes do, and what who publishes and collects does besides; install/identity/redis-users.acl allows exactly these.
-_READS = ("GET", "HEXISTS", "HGETALL", "EXISTS")
+_READS = ("GET", "HEXISTS", "HGETALL", "EXISTS", "PTTL")
 _EXPIRES = 60  # seconds, for a key that could not be deleted
+_NOTE_EXPIRES = 2000  # ms, for a note, which is not deleted: long enough for the command after it
 
 
-def denied(address: RedisAddress, *, writes: bool) -> list[str]:
+def denied(address: RedisAddress, *, writes: bool, notes: bool = False) -> list[str]:
     """Names of the commands, empty when all are allowed. With `writes` a key is written, and deleted again.
+
+    With `notes` those with which a node's agent says how it is: notes are written that expire soon.
 
     UnavailableError when the servers cannot be asked, or refuse for another reason.
     """
-    key = Keys(address.prefix, f"rights {secrets.token_hex(8)}").ref("tried")
+    keys = Keys(address.prefix, f"rights {secrets.token_hex(8)}")
+    key = keys.ref("tried")
     commands: list[tuple[str, ...]] = [(name, key, *(("f",) if name == "HEXISTS" else ())) for name in _READS]
     if writes:
         commands += [
@@ -34,30 +39,39 @@ def denied(address: RedisAddress, *, writes: bool) -> list[str]:
             ("HDEL", key, "f"),
             ("EVAL", "return 0", "1", key),
         ]
-    found = []
+    found: list[str] = []
     server = connect(address)
     try:
         if writes and (refused := _irremovable(server.client, key)):
             found += refused
             commands = [command for command in commands if command[0] not in ("SET", "HSET", "HSETNX", *refused)]
-        for command in commands:
-            try:
-                server.client.execute_command(*command)
-            except redis.exceptions.NoPermissionError:
-                found.append(command[0])
+        found += [command[0] for command in commands if _is_denied(server.client, command)]
+        for topic in OF_NODES if notes else ():
+            note = keys.note(topic, "tried")
+            # A string, which expires, so that nothing has to be deleted. A hash of that name would stay: only where there is one,
+            # and then HSET is refused for its type, if for nothing else.
+            if _is_denied(server.client, ("SET", note, "", "PX", str(_NOTE_EXPIRES))):
+                found.append("SET")
+            elif _is_denied(server.client, ("HSET", note, "f", "")):
+                found.append("HSET")
     except Exception as error:
         raise translate(error, address.shown) from error
     finally:
         server.close()
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _is_denied(client: Any, command: tuple[str, ...]) -> bool:
+    try:
+        client.execute_command(*command)
+    except redis.exceptions.NoPermissionError:
+        return True
+    except redis.exceptions.ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+    return False
 
 
 def _irremovable(client: Any, key: str) -> list[str]:
     """What of DEL and HDEL is refused: tried on a key that is not there, before anything is written that they must remove."""
-    refused = []
-    for command in (("DEL", key), ("HDEL", key, "f")):
-        try:
-            client.execute_command(*command)
-        except redis.exceptions.NoPermissionError:
-            refused.append(command[0])
-    return refused
+    return [command[0] for command in (("DEL", key), ("HDEL", key, "f")) if _is_denied(client, command)]

@@ -2,7 +2,7 @@
 
 import grpc
 
-from floe.snapshotter.status import CODES, status_of
+from floe.rpc.status import CODES, status_of
 from floe.store.errors import BadInputError, FloeError
 
 
@@ -28,4 +28,4 @@ def test_messages_carry_the_hint():
 
 
 def test_what_is_no_error_of_ours_is_internal():
-    assert status_of(ValueError("x")) == (grpc.StatusCode.INTERNAL, "snapshotter: ValueError: x")
+    assert status_of(ValueError("x")) == (grpc.StatusCode.INTERNAL, "floe: ValueError: x")

@@ -1,4 +1,4 @@
-"""From Floe's errors to gRPC status, and how the snapshotter tells others how it is."""
+"""From Floe's errors to gRPC status."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from floe.store.errors import (
     PreconditionError,
     RangeError,
     SourceChangedError,
+    StoreMissingError,
     ThrottledError,
     TransitDamageError,
     UnavailableError,
@@ -33,6 +34,7 @@ from floe.store.errors import (
 CODES: dict[type[FloeError], grpc.StatusCode] = {
     BadInputError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
+    StoreMissingError: grpc.StatusCode.NOT_FOUND,
     AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     ConflictError: grpc.StatusCode.ABORTED,
     PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -52,11 +54,13 @@ CODES: dict[type[FloeError], grpc.StatusCode] = {
     NoSpaceError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SourceChangedError: grpc.StatusCode.ABORTED,
 }
+OUTCOMES = ("ok", *sorted({code.name.lower() for code in (*CODES.values(), grpc.StatusCode.INTERNAL)}))
+"""How a call may end, as metrics name it."""
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """The status code and the message, with the hint, that a caller gets; INTERNAL for what is no FloeError."""
     if not isinstance(error, FloeError):
-        return grpc.StatusCode.INTERNAL, f"snapshotter: {type(error).__name__}: {error}"
+        return grpc.StatusCode.INTERNAL, f"floe: {type(error).__name__}: {error}"
     code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
     return code, f"{error} ({error.hint})" if error.hint else str(error)
