@@ -62,6 +62,7 @@ def listing(cri, reference):
 
 def traced(daemons, container, reference, containerd):
     """The start of a container as its node knows it, by id and by image: its Prepare, after those of the layers, its first output."""
+    until(lambda: container[:40] in daemons.floe("trace").stdout)  # events are written a moment after they happened
     found = daemons.json("trace", container[:12], "--containerd-socket", containerd)
     assert found["key"].endswith(f"/{container}")
     # containerd 1.6 tells the image with disable_snapshot_annotations = false only; later the profile's source has the repository.
@@ -76,7 +77,6 @@ def traced(daemons, container, reference, containerd):
     }  # of another containerd
     assert all("lazily, tree" in event["what"] for event in found["events"] if event["kind"] == "layer")
     assert daemons.json("trace", reference)["key"] == found["key"]
-    assert container[:40] in daemons.floe("trace").stdout
 
 
 @each_version()

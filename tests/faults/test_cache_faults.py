@@ -18,7 +18,7 @@ from support.stores import RecordingStore
 
 from floe.fuse.pack_reader import PackReader
 from floe.store.blocks import Blocks
-from floe.store.cache import CacheWriter, NodeCache, cached_pack, packfiles
+from floe.store.cache import CacheWriter, NodeCache, cached_pack, ownership, packfiles
 from floe.store.cache.bitmap import Bitmap
 from floe.store.errors import BusyError, DamagedError, NotFoundError
 from floe.store.frames import VerifiedFrame
@@ -62,7 +62,7 @@ def crash(writer):
     writer._finisher.join()
     for pack in writer.packs.values():
         pack.files = None
-    os.close(writer._lock_fd)
+    ownership.release(writer._lock_fd)
 
 
 def trusted(writer, pack):
@@ -608,3 +608,28 @@ def test_a_bitmap_that_fails_amid_a_run_leaves_a_true_account(on_disk, stack, mo
     assert len(bits) > 7
     assert trusted(writer, pack) == list(range(8))
     assert writer.counters()["held_bytes"] == MIB
+
+
+def assert_a_forked_child_has_all_of(descriptors):
+    subprocess.run(["true"], preexec_fn=lambda: [os.fstat(fd) for fd in descriptors], check=True, timeout=60)
+
+
+def test_a_child_keeps_what_took_the_number_of_a_cache_that_could_not_be_opened(cache, stack, monkeypatch):
+    def fails(_cache, _lock):
+        raise DamagedError("no packs can be read")
+
+    monkeypatch.setattr("floe.store.cache.writer.leave_packs", fails)
+    with pytest.raises(DamagedError):
+        CacheWriter(cache)
+    monkeypatch.undo()
+    pipes = [fd for _ in range(4) for fd in os.pipe()]
+    stack.callback(lambda: [os.close(fd) for fd in pipes])
+    assert_a_forked_child_has_all_of(pipes)
+    opened(stack, cache)
+
+
+def test_a_child_keeps_what_took_the_number_of_a_lock_that_was_closed(cache, stack):
+    os.close(ownership.own(cache.root / "writer.lock", 1).fd)
+    pipes = [fd for _ in range(4) for fd in os.pipe()]
+    stack.callback(lambda: [os.close(fd) for fd in pipes])
+    assert_a_forked_child_has_all_of(pipes)

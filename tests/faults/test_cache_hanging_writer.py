@@ -155,4 +155,4 @@ def test_of_two_that_would_follow_one_does(cache, stack, hang):
     assert (len(owners), len(refused)) == (1, 3)
     ownership.leave_packs(cache, owners[0])
     assert len([path for path in cache.packs.iterdir() if ".left-" in path.name]) == 2
-    os.close(owners[0].fd)
+    ownership.release(owners[0].fd)

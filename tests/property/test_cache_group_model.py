@@ -1,6 +1,5 @@
 """Several cache directories against a model: what one of them holds is found wherever it belongs, and none takes others along."""
 
-import os
 import random
 import shutil
 import tempfile
@@ -13,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.mounts import until
 from support.packs import make_pack, random_content
 
-from floe.store.cache import CacheGroup, GroupWriter, NodeCache, group, placing
+from floe.store.cache import CacheGroup, GroupWriter, NodeCache, group, ownership, placing
 from floe.store.frames import VerifiedFrame
 
 FRAME = 64 << 10
@@ -139,7 +138,7 @@ class Group(RuleBasedStateMachine):
                 if lost and not pack.complete:
                     unsynced[pack.folder] = lost
                 pack.files = None
-            os.close(writer._lock_fd)
+            ownership.release(writer._lock_fd)
         self.writer._writers = {}
         self.end()
         self.boot += 1

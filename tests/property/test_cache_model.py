@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import random
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.mounts import until
 from support.packs import make_pack, random_content
 
-from floe.store.cache import CacheWriter, NodeCache, cached_pack, durable
+from floe.store.cache import CacheWriter, NodeCache, cached_pack, durable, ownership
 from floe.store.frames import VerifiedFrame
 
 MIB = 1 << 20
@@ -186,7 +185,7 @@ class Cache(RuleBasedStateMachine):
         self.writer._finisher.join()
         for pack in self.writer.packs.values():
             pack.files = None
-        os.close(self.writer._lock_fd)
+        ownership.release(self.writer._lock_fd)
 
     @invariant()
     def what_it_has_is_right(self):

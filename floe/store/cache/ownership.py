@@ -28,13 +28,15 @@ _log = logging.getLogger(__name__)
 _POLL = 0.02  # seconds between two tries
 _DYING = 3.0  # seconds that a killed writer gets to be gone; what it left of packs is lost after that
 _LEFT = ".left-"  # in the name of a folder left to a writer: <pack id>.left-<pid>
-_held: set[int] = set()  # descriptors of the locks that this process holds
+_held: dict[int, os.stat_result] = {}  # the locks that this process holds: descriptor to file
 
 
 def _leave_to_parent() -> None:
     """A forked child has the parent's locks open, too: they would outlive the parent, and nobody could own its caches."""
-    for fd in _held:
-        os.close(fd)
+    for fd, file in _held.items():
+        with contextlib.suppress(OSError):  # closed without `release`: its number may be another file's, too
+            if os.path.samestat(os.fstat(fd), file):
+                os.close(fd)
     _held.clear()
 
 
@@ -83,14 +85,14 @@ def own(path: Path, wait: float) -> Owned:
             _, left = _pids(fd)
             hung = left if left and process.is_doomed(left) else None
             _write(fd, f"{os.getpid()} {hung}" if hung else f"{os.getpid()}")
-            _held.add(fd)
+            _held[fd] = os.fstat(fd)
             return Owned(fd, hung)
         os.close(fd)  # the file was replaced while we waited for it
 
 
 def release(fd: int) -> None:
     """Let the next owner in."""
-    _held.discard(fd)
+    _held.pop(fd, None)
     os.close(fd)
 
 

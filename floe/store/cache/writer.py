@@ -77,7 +77,7 @@ class CacheWriter:
         try:
             leave_packs(cache, lock)
         except BaseException:
-            os.close(lock.fd)
+            release(lock.fd)
             raise
         remove_left(cache)
         self.packs: dict[str, CachedPack] = {}  # those in use; others only look up
