@@ -7,6 +7,7 @@ export PATH="$PWD/.venv/bin:$PATH:$PWD/.tools/host/usr/bin:$PWD/.tools/host/usr/
 make check
 # Two at a time, file by file: more than half of the suite waits for disks, daemons and containers.
 status=0
+[ $# != 0 ] || rm -f .pytest_cache/v/cache/lastfailed
 .venv/bin/python -m pytest -n 2 --dist loadfile "$@" || status=$?
 # Of 5,000 tests with real processes and deadlines, one may meet a moment in which the machine stood still. A few that
 # failed are run once more, alone, and told; one that fails again has failed, as have all when there are many.
