@@ -60,11 +60,14 @@ class WarmPins:
         for pack in tree.packs:
             self._cache.pin(pack.id, WARM_PIN + tree.digest, json.dumps(said))
 
-    def unpin(self, trees: Iterable[str], name: str) -> int:
-        """Keep these trees no longer, nor any that was pinned by that name; how many were kept. Raises the disk's errors."""
+    def unpin(self, trees: Iterable[str], name: str, at: str) -> int:
+        """Keep these trees no longer, nor any that was pinned by that name; how many were kept. Raises the disk's errors.
+
+        `at`: when that was ordered, RFC 3339. What was ordered pinned after it stays: an agent that starts meets old orders again.
+        """
         packs, said = self._pinned()
         wanted = {*trees, *(tree for tree, words in said.items() if words.get("name") == name)}
-        gone = wanted & packs.keys()
+        gone = {tree for tree in wanted & packs.keys() if not at or said[tree].get("at", "") <= at}
         for tree in gone:
             for pack_id in packs[tree]:
                 self._cache.unpin(pack_id, WARM_PIN + tree)

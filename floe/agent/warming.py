@@ -214,9 +214,10 @@ class Warming:
     def _worked(self, work: _Work) -> Progress:
         order = work.order
         if order.kind == CANCEL:
-            return Progress(DONE, reason="given up")
+            return Progress(CANCELLED, reason="given up")
         if order.kind == UNPIN:
-            return Progress(DONE, reason=f"{self._pins.unpin(order.trees, order.what)} pinned trees let go")
+            count = self._pins.unpin(order.trees, order.what, order.at)
+            return Progress(DONE, reason=f"{count} pinned trees let go")
         if order.kind == WARM and self._is_countermanded(order):
             self._give_up(work)
             return Progress(CANCELLED, reason="unpinned by a later order")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from floe.agent.heartbeat import LOST, STOPPED, Seen, state_of
-from floe.agent.orders import CANCEL, DONE, FINAL, FULL, WAITING, Order, Progress, Report
+from floe.agent.orders import CANCEL, CANCELLED, DONE, FINAL, FULL, WAITING, Order, Progress, Report
 
 ENDED = (*FINAL, FULL, LOST, STOPPED)
 """States in which nobody need wait for a node any longer; the last three may pass by themselves while others are at work."""
@@ -72,8 +72,10 @@ class Watch:
     def _progress(self, name: str, order: Order, report: Report | None) -> Progress:
         """What a node said last of an order."""
         said = report.orders.get(order.id) if report is not None else None
-        # A cancel has the id of what it cancels: what a node said of that is no answer to it.
-        if said is not None and (order.kind != CANCEL or said.state == DONE):
+        if order.kind == CANCEL and said is not None:
+            # It has the id of what it cancels: what a node said of that is no answer to it.
+            said = replace(said, state=DONE) if said.state == CANCELLED else None
+        if said is not None:
             self._last[name, order.id] = said
         return self._last.get((name, order.id)) or Progress(WAITING, total_bytes=order.content_bytes)
 

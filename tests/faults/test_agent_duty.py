@@ -30,6 +30,7 @@ from floe.agent.orders import (
 from floe.agent.pins import WarmPins
 from floe.agent.selector import Selector
 from floe.agent.warming import Warming
+from floe.agent.watch import Watch
 from floe.cli import warm
 from floe.store import layout
 from floe.store.cache import open_cache
@@ -66,14 +67,14 @@ class Worker:
 
 
 class Index(MemoryIndex):
-    """An index that can be away."""
+    """An index that can be away. Its notes come by name, as those of a fleet's do."""
 
     down = False
 
     def notes(self, topic):
         if self.down:
             raise UnavailableError("the index is away")
-        return super().notes(topic)
+        return dict(sorted(super().notes(topic).items()))
 
     def put_note(self, *args):
         if self.down:
@@ -246,8 +247,24 @@ def test_an_order_is_taken_back(machine, tree):
     machine.fleet.give(given)
     machine.until(given, RUNNING)
     machine.fleet.give(order(tree, kind=CANCEL))
-    assert machine.until(given, DONE).reason == "given up"
+    assert machine.until(given, CANCELLED).reason == "given up"
     assert machine.worker.forgotten == ["0001"]
+
+
+def test_who_waits_for_an_order_that_another_takes_back_does_not_take_it_for_done(machine, tree):
+    given, taken_back = order(tree), order(tree, kind=CANCEL)
+    waiting, cancelling = Watch(given), Watch(taken_back)
+    machine.fleet.beat(Heartbeat("a"))
+    machine.fleet.give(given)
+    machine.until(given, RUNNING)
+    machine.fleet.give(taken_back)
+    cancelling.update(machine.fleet.nodes(), machine.fleet.reports())
+    assert not cancelling.ended
+    machine.until(given, CANCELLED)
+    for watch in (waiting, cancelling):
+        watch.update(machine.fleet.nodes(), machine.fleet.reports())
+    assert (waiting.ended, waiting.done, waiting.nodes[0].state) == (True, False, CANCELLED)
+    assert (cancelling.ended, cancelling.done) == (True, True)
 
 
 def test_an_order_beyond_the_budget_is_refused_with_the_reason_and_pins_nothing(machine, pack, tree, tmp_path):
@@ -291,6 +308,27 @@ def test_unpinning_lets_go_and_no_later_agent_pins_again(machine, pack, tree):
     anew = order(tree, "0003", pin=True, at="2026-01-03T00:00:00.000Z")
     machine.fleet.give(anew)
     machine.until(anew, RUNNING)
+    assert machine.pins(pack) == {WARM_PIN + tree}
+
+
+@pytest.mark.parametrize("note_gone", [False, True])
+@pytest.mark.parametrize("names", [("0002", "0003"), ("0003", "0002")])
+def test_a_new_agent_that_meets_an_old_unpin_lets_nothing_go_that_was_pinned_since(
+    machine, pack, tree, names, note_gone
+):
+    let_go = order(tree, names[0], kind=UNPIN)
+    machine.fleet.give(let_go)
+    machine.until(let_go, DONE)
+    anew = order(tree, names[1], pin=True, at="2026-01-02T00:00:00.000Z")
+    machine.fleet.give(anew)
+    machine.until(anew, RUNNING)
+    machine.worker.done()
+    machine.until(anew, DONE)
+    if note_gone:
+        machine.fleet.withdraw(anew.id)
+    machine.restart()
+    machine.until(let_go, DONE)
+    machine.turn()
     assert machine.pins(pack) == {WARM_PIN + tree}
 
 

@@ -223,19 +223,19 @@ def test_an_index_that_comes_back_empty_makes_nobody_lost_at_once():
     assert [n.state for n in watch.nodes] == [RUNNING, LOST]
 
 
-@pytest.mark.parametrize("before", [FULL, REFUSED, RUNNING, CANCELLED])
+@pytest.mark.parametrize("before", [FULL, REFUSED, RUNNING, DONE])
 def test_a_cancel_is_answered_by_what_a_node_says_of_it_and_not_by_what_it_said_before(before):
     watch = Watch(replace(ORDER, kind=CANCEL))
     watch.update(seen({"a": 1}), reports(a=Progress(before, 40, 100)))
     assert (watch.ended, watch.done) == (False, False)
-    watch.update(seen({"a": 1}), reports(a=Progress(DONE, reason="given up")))
+    watch.update(seen({"a": 1}), reports(a=Progress(CANCELLED, reason="given up")))
     assert (watch.ended, watch.done) == (True, True)
 
 
 def test_all_cancels_are_waited_for_on_each_node_that_they_are_for():
     first = replace(ORDER, id="first", kind=CANCEL, nodes=Selector(("a",)))
     watch = Watch(replace(ORDER, kind=CANCEL, nodes=Selector(("b",))), [first])
-    given_up = Progress(DONE, reason="given up")
+    given_up = Progress(CANCELLED, reason="given up")
     watch.update(seen({"a": 1, "b": 1, "c": 1}), reports(b=given_up))
     assert [(n.node, n.state) for n in watch.nodes] == [("a", WAITING), ("b", DONE)]
     watch.update(seen({"a": 1, "b": 1, "c": 1}), reports(b=given_up) | {"a": Report({"first": given_up})})

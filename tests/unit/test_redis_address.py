@@ -56,6 +56,10 @@ def test_no_secret_is_ever_shown():
         ("rediss://user@host?iam=memorydb", "user and a name"),
         ("rediss://user:s3cret@host?iam=memorydb&name=n", "token"),
         ("rediss://host?region=r", "'iam'"),
+        ("rediss://user:hunter?s3cret@host", "behind"),
+        ("redis://:?ca=s3cret@host", "behind"),
+        ("valkeys://user:s3cret@host", "unknown kind 'valkeys'"),
+        ("REDISS://user:s3cret@host", "unknown kind"),
     ],
 )
 def test_addresses_that_are_refused(text, told):

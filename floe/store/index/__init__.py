@@ -28,7 +28,7 @@ def open_index(url: str | None) -> Index:
 
         return RedisIndex(RedisAddress.parse(url))
     if scheme != "sqlite":
-        raise BadInputError(f"index address {url!r} is of an unknown kind", hint=_EXAMPLES)
+        raise BadInputError(f"index address of the unknown kind {scheme!r}", hint=_EXAMPLES)
     if path.startswith("///"):
         path = path[2:]
     if not path.startswith("/") or path.endswith("/"):

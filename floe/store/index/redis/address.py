@@ -43,6 +43,11 @@ class RedisAddress:
         if scheme not in ("redis", "rediss") or not separator:
             raise BadInputError("an index address in Redis begins with redis:// or rediss://", hint=EXAMPLE)
         place, _, query = rest.partition("?")
+        if "@" in query:  # most likely behind the rest of a password, which must not be shown
+            raise BadInputError(
+                "index address: there is a '@' behind the '?'",
+                hint="write %3F for a ? in a password, and %40 for a @ in an option",
+            )
         entry, _, place = place.rpartition("@")
         hosts, _, path = place.partition("/")
         if path not in ("", "0"):
