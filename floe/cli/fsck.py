@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from floe.store.catalog import Catalog
     from floe.upkeep.fsck import Checked, Fault
 
-_AGAIN = "push it or index it again, which stores anew what is missing"
+_AGAIN = "push it or index it again, with --verify, which stores anew what is missing or damaged"
 _SHOWN = 8
 
 

@@ -15,7 +15,7 @@ from floe.store.errors import AccessDeniedError, BadInputError, DeadlineError, U
 DEFAULT = "default"
 _SECONDS = 3600.0  # a level that nobody takes back ends by itself: debug fills disks
 _LONGEST = 7 * 86_400.0
-_PATIENCE, _POLL = 10.0, 0.1  # seconds
+_PATIENCE, _ENDING, _POLL = 10.0, 3.0, 0.1  # seconds
 
 
 def add_parser(commands: Commands) -> None:
@@ -68,7 +68,7 @@ def _change(settings: Settings, level: str, seconds: float) -> None:
         )
     try:
         if level == DEFAULT:
-            loglevel.unwish(settings.run_dir)
+            _end(settings)
             return
         loglevel.wish(settings.run_dir, level, seconds)
     except PermissionError as error:
@@ -81,4 +81,13 @@ def _change(settings: Settings, level: str, seconds: float) -> None:
             raise DeadlineError(
                 f"{' and '.join(late)} did not take up the level {level} in {_PATIENCE:g} s", hint="see its log"
             )
+        time.sleep(_POLL)
+
+
+def _end(settings: Settings) -> None:
+    """Take back what was wished for, and wait until that is seen; not for long, since the daemons' own level may be the same."""
+    ended = loglevel.wished(settings.run_dir)
+    loglevel.unwish(settings.run_dir)
+    until = time.monotonic() + _ENDING
+    while ended is not None and ended[0] in levels(settings).values() and time.monotonic() < until:
         time.sleep(_POLL)

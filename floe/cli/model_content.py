@@ -86,7 +86,7 @@ def run_verify(args: argparse.Namespace) -> int:
             if fault.frames:
                 more = "..." if len(fault.frames) > _SHOWN else ""
                 output.line(f"  frames: {', '.join(map(str, fault.frames[:_SHOWN]))}{more}")
-        output.note(f"{ref} is damaged in the store: push it again, or `floe fsck --repair`")
+        output.note(f"{ref} is damaged in the store: push it again with --verify, or run `floe fsck --deep --repair`")
     return DAMAGE if found.damaged else DONE
 
 

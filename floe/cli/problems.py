@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from floe.store.damage import HEALING
+
 _EXPECTED = "not_indexed"  # an image that nobody indexed is unpacked, as it should be
 
 
@@ -50,7 +52,7 @@ def _damage(status: Mapping[str, Any]) -> Iterator[Problem]:
     for pack in status.get("damaged") or ():
         whose = f", of {', '.join(pack['sources'])}" if pack["sources"] else ""
         text = f"pack {pack['pack'][:16]}{whose} is damaged in the store: {len(pack['frames'])} frames"
-        yield Problem("error", text, "push the model, or index the image, again; floe fsck --verify")
+        yield Problem("error", text, HEALING)
     for stall in (status.get("packfs") or {}).get("stalls") or ():
         if stall["seconds"] >= 1:
             text = f"a read of {stall['path']} waited for {stall['seconds']:.1f} s: {stall['cause']}"

@@ -34,8 +34,11 @@ _PLAIN = (
     "yes",
 )
 _PLAINLY = "|".join(_PLAIN)
-# Files that settings name hold secrets; their paths are none, and an id of a key is public.
-_PUBLIC = frozenset(("signing_key", "trusted_keys", "trusted_key", "key", "password_file", "sentinel_password_file"))
+# Files that settings name hold secrets; their paths are none, an id of a key is public, and google-auth is a package.
+_PUBLIC = frozenset(
+    ("signing_key", "trusted_keys", "trusted_key", "key", "password_file", "sentinel_password_file", "google-auth")
+)
+_FOLDERS = ("PWD", "OLDPWD")  # variables of every shell
 _PATTERNS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), MARK),
     # scheme://user:password@host, and a token in the place of a user. A password may hold a slash though it should not; a port does not.
@@ -101,7 +104,7 @@ def secrets_of(environ: Mapping[str, str]) -> set[str]:
     """Values of variables that are secret by their names, and what addresses in others hold before their @."""
     found = set()
     for name, value in environ.items():
-        if is_secret_name(name):
+        if is_secret_name(name) and name not in _FOLDERS:
             found.add(value)
         found |= secrets_in_address(value)
     return found

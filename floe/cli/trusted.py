@@ -39,7 +39,9 @@ def _source(text: str) -> str:
     if text.startswith(_PUBLIC):
         return text
     if not text.startswith(("/", "~")) or "," in text:
-        raise BadInputError(f"{text!r} is neither a public key nor an absolute path", hint=_hint())
+        # Not made absolute: a settings file has no directory that daemons and commands share.
+        hint = f"give the whole path: {Path(text).absolute()}" if Path(text).exists() else _hint()
+        raise BadInputError(f"{text!r} is neither a public key nor an absolute path", hint=hint)
     return str(Path(text).expanduser())
 
 

@@ -75,7 +75,7 @@ def _read(pack_id: str, index: PackIndex, chunk: Chunk, store: ObjectStore) -> b
     key = layout.pack_key(pack_id)
     raise DamagedError(
         f"{key} in {store.url} does not hold the content that its index says",
-        hint=f"delete {key} from the store, then try again: what it held is stored anew",
+        hint="run `floe fsck --deep --repair`, then try again: what it held and nobody has a copy of is stored anew",
     )
 
 

@@ -21,6 +21,8 @@ from floe.store.refs import list_records, replace_record
 
 _log = logging.getLogger(__name__)
 
+# Without --verify a push looks at reported packs alone, and who may only read reports none.
+HEALING = "push its model or index its image again with --verify, or run `floe fsck --deep --repair`"
 _FRAMES = 4096  # of a pack that are named; a push looks at all of them anyway
 _NAMES = 64
 

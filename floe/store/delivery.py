@@ -16,6 +16,7 @@ from typing import Protocol
 
 from floe.store import layout
 from floe.store.blocks import Blocks
+from floe.store.damage import HEALING
 from floe.store.download import COUNTED as DOWNLOAD_COUNTED
 from floe.store.download import Downloader
 from floe.store.errors import DamagedError, TransitDamageError
@@ -31,7 +32,6 @@ _TRIES = 3  # of a frame that does not match its digest
 _DECODERS = 3  # threads
 _STREAMS = 32  # requests whose answers are read frame by frame, each in a thread
 _STREAM_MIN = 1 << 20  # bytes; smaller answers are not worth a thread, of these there may be hundreds
-_AGAIN = "push its model or index its image again"
 COUNTED = (*DOWNLOAD_COUNTED, "transit_damage", "damaged")
 
 
@@ -168,7 +168,7 @@ class Delivery:
     def _give_up(self, get: Get, number: int) -> None:
         error = DamagedError(
             f"frame {number} of pack {get.pack_id} in {self._url} does not match its digest, read {_TRIES} times",
-            hint=f"delete {layout.pack_key(get.pack_id)} from the store, then {_AGAIN}",
+            hint=HEALING,
         )
         _log.error("%s; %s", error, error.hint)
         self._counts["damaged"] += 1

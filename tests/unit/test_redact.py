@@ -87,6 +87,8 @@ def test_values_go_by_their_names_and_keys_by_their_text():
 
 def test_no_setting_is_taken_for_a_secret_by_its_name():
     assert [key for key in KEYS if is_secret_name(key) or is_secret_name(f"FLOE_{key.upper()}")] == []
+    assert secrets_of({"PWD": "/work", "OLDPWD": "/home", "DB_PWD": "hunter22"}) == {"hunter22"}
+    assert Redactor([]).value({"google-auth": "2.40.3", "pwd": "hunter22"}) == {"google-auth": "2.40.3", "pwd": MARK}
     assert is_secret_name("DB_PASS")
     assert is_secret_name("STANDBYPASSWORD")
 
