@@ -42,11 +42,12 @@ from floe.store.imagepolicy import ImageRule, rule_for
 from floe.store.index.jobs import CHECK, DONE, OUTCOMES, REFUSED, UNCHANGED, Job, Lease, Queue, Task, shown_error
 
 _log = logging.getLogger(__name__)
-TRIES = 8  # attempts that fail before a job is given up: some 20 minutes
+TRIES = 9  # attempts that fail before a job is given up: 15 to 20 minutes, by the pauses below
 DELIVERIES = 4  # workers that fall silent over a job before it is given up
-_RENEWALS = 3  # of a job while its lease lasts
+_RENEWALS = 6  # of a job while its lease lasts: as for a lease in redis/leases.py
 _IDLE = 1.0  # seconds between two looks for a job
 _DELAY, _DELAY_MAX = 5.0, 600.0  # seconds before the second attempt, doubled up to
+_SHORTEST = 0.75  # of such a pause, which is drawn by lot: what failed together is not tried again together
 _ENDURED = 60.0  # seconds without the queue after which who is to end when nothing waits gives up
 _PATIENCE = 1.5  # leases that layers of somebody else's are waited for: a dead one's has ended by then
 PUT_OFF, RETRIED, FAILED, GIVEN_BACK = "put_off", "retried", "failed", "given_back"
@@ -248,7 +249,7 @@ class Indexer:
         if isinstance(error, _PERMANENT) or after.tries >= TRIES:
             self._give_up(task, after)
             return
-        delay = min(_DELAY_MAX, _DELAY * 2**job.tries) * random.uniform(0.5, 1.0)
+        delay = min(_DELAY_MAX, _DELAY * 2**job.tries) * random.uniform(_SHORTEST, 1.0)
         if isinstance(error, FloeError):
             _log.warning("%s failed and is tried again in %.0f s: %s", job.ref, delay, after.error)
         else:

@@ -151,6 +151,28 @@ def test_a_registry_that_is_away_is_asked_again_and_an_image_that_is_none_is_giv
     assert queue.status().counts == {"retried": 1, "failed": 2}
 
 
+@pytest.mark.parametrize("shortest", [True, False])
+def test_a_registry_may_be_away_for_a_quarter_of_an_hour_before_its_jobs_are_given_up(
+    indexer, queue, registry, monkeypatch, shortest
+):
+    """From 5 s on to 10 minutes, as docs/OPERATIONS.md says."""
+    monkeypatch.setattr(worker_module.random, "uniform", lambda low, high: low if shortest else high)
+    pauses, retry = [], queue.retry
+
+    def at_once(worker, task, job, delay):
+        pauses.append(delay)
+        return retry(worker, task, job, 0.0)
+
+    monkeypatch.setattr(queue, "retry", at_once)
+    queue.put(Job(f"{registry.host}/nowhere:1"))
+    wait_until(lambda: (indexer.run_one(), queue.status().failed)[1])
+    (failure,) = queue.status().failures
+    assert failure.job.tries == len(pauses) + 1 == 9
+    assert sum(pauses) >= 15 * 60
+    if not shortest:
+        assert (pauses[0], pauses[-1]) == (5.0, 600.0)
+
+
 def test_a_layer_that_is_damaged_is_given_up_at_once_and_publishes_nothing(indexer, catalog, queue, registry, tmp_path):
     image = built(tmp_path / "damaged", {"a": os.urandom(3000)})
     config = image.directory / "blobs/sha256" / image.config_digest.partition(":")[2]

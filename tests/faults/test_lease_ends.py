@@ -1,10 +1,12 @@
 """Leases and jobs that end while their owner still uploads: it was stopped, or the index was away. Others take over, and all ends well."""
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from support import images, pushing, redis_server, seaweed
@@ -22,9 +24,10 @@ from floe.store.catalog import Catalog
 from floe.store.errors import UnavailableError
 from floe.store.index import open_index
 from floe.store.index.jobs import DONE, UNCHANGED, Job
+from floe.store.index.redis import leases
 from floe.store.index.redis.address import RedisAddress
 from floe.store.index.redis.leases import RedisLease
-from floe.store.index.redis.queue import RedisQueue
+from floe.store.index.redis.queue import LEASE_SECONDS, RedisQueue
 from floe.store.objects.memory import MemoryStore
 from floe.upkeep.fsck import Checker
 
@@ -208,12 +211,12 @@ def _nothing_left(indexer, queue):
 
 
 def test_a_lease_is_kept_by_who_is_answered_once_while_it_lasts(opened):
-    """Three attempts fail: as many as are made in a whole lease while all is well."""
+    """Six attempts fail: as many as are made in a whole lease while all is well."""
     _, queue = opened(lease=3.0)
     failures = []
 
     def call(work):
-        if threading.current_thread() is not threading.main_thread() and len(failures) < 3:
+        if threading.current_thread() is not threading.main_thread() and len(failures) < 6:
             failures.append(time.monotonic())
             raise UnavailableError("the index is away")
         return queue._call(work)
@@ -221,9 +224,70 @@ def test_a_lease_is_kept_by_who_is_answered_once_while_it_lasts(opened):
     lease = RedisLease.take(call, ["kept"], 3.0)
     taken = lease._until
     wait_until(lambda: lease._until > taken or lease.lost)
-    assert len(failures) == 3
+    assert len(failures) == 6
     assert not lease.lost
     lease.release()
+
+
+# Seconds until an attempt fails: some end just after the index is back, and some begin just before that.
+SILENT = [number / 4 for number in range(int(LEASE_SECONDS) + 1)]
+
+
+class Clock:
+    """Time that passes as it is waited for, in place of an Event and of the module `time`; `end` ends who waits."""
+
+    def __init__(self, end):
+        self.now, self._end = 0.0, end
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now += seconds
+        return self.now >= self._end
+
+
+class Away:
+    """Servers that are away from just before `begin` for half of LEASE_SECONDS; who asks then, or within, waits `silent` s in vain."""
+
+    def __init__(self, clock, begin, silent):
+        self._clock, self._begin, self._silent = clock, begin - 0.001, silent
+        self.answered = [0.0]
+
+    def ask(self):
+        if self._begin <= self._clock.now < self._begin + LEASE_SECONDS / 2:
+            self._clock.now += self._silent
+            raise UnavailableError("the index is away")
+        self.answered.append(self._clock.now)
+        return 1
+
+    def longest(self):
+        return max(after - before for before, after in itertools.pairwise(self.answered))
+
+
+def test_an_index_that_is_away_for_half_a_minute_takes_no_lease(monkeypatch):
+    """At the worst moment: just before a renewal. An attempt that gets no answer takes seconds itself."""
+    for silent in SILENT:
+        clock = Clock(300)
+        away = Away(clock, LEASE_SECONDS / leases._RENEWALS, silent)
+        monkeypatch.setattr(leases, "time", clock)
+        lease = RedisLease(lambda _, away=away: away.ask(), ["kept"], LEASE_SECONDS)
+        lease._until, lease._ended = LEASE_SECONDS, clock
+        lease._renew()
+        assert not lease.lost, silent
+        assert away.longest() < LEASE_SECONDS
+
+
+def test_an_index_that_is_away_for_half_a_minute_takes_no_job():
+    for silent in SILENT:
+        clock = Clock(300)
+        every = LEASE_SECONDS / worker_module._RENEWALS
+        away = Away(clock, every, silent)
+        held = Held(SimpleNamespace(renew=lambda *_, away=away: away.ask()), "a", None, every)
+        held._ended = clock
+        held._run()
+        assert not held.lost
+        assert away.longest() < LEASE_SECONDS, silent
 
 
 def test_a_lease_once_lost_stays_lost(opened):

@@ -13,9 +13,10 @@ from floe.store.errors import UnavailableError
 from floe.store.index.redis import jobscripts as scripts
 
 _log = logging.getLogger(__name__)
-_RENEWALS = 3  # in the time that a lease lasts
-# Likewise, while the servers do not answer: those that are away for half a minute take no lease from anybody.
-_ATTEMPTS = 20
+# In the time that a lease lasts, and while the servers do not answer. Servers that are away for half of that time then take no
+# lease from anybody: a sixth may have passed before, the attempt that is under way when they are back may take a quarter to
+# fail, and a twentieth passes until the next.
+_RENEWALS, _ATTEMPTS = 6, 20
 
 
 class RedisLease:
