@@ -1,6 +1,7 @@
 """What the queue of indexers promises, on a server alone, behind Sentinel, and in a cluster whose users may do no more."""
 
 import contextlib
+import json
 import threading
 import time
 from dataclasses import replace
@@ -83,6 +84,25 @@ def test_what_waits_already_is_not_put_twice_and_what_is_worked_on_is(opened):
     assert not queue.put(ONE)
     assert queue.finish("a", task, DONE)
     assert counts(queue) == (3, 0, 0, 0)
+
+
+def test_who_asks_for_more_waits_beside_an_ordinary_job_of_the_image(opened, place):
+    """A registry's news came first: the profile and plain HTTP that somebody asks for are not lost behind it."""
+    queue = opened()
+    more = [replace(ONE, lay_out="all"), replace(ONE, lay_out="none"), replace(ONE, plain_http=True)]
+    more.append(replace(more[0], plain_http=True, platform="linux/arm64"))
+    for job in (ONE, *more):
+        assert queue.put(job)
+        assert not queue.put(job)
+    assert [queue.take("a").job for _ in range(5)] == [ONE, *more]
+    with contextlib.closing(_administrator(place)) as client:
+        # As put by a version that knew one key for all of them; an ordinary job's is the same still.
+        old = {**ONE.__dict__, "plain_http": True, "key": "index registry.example/app:1"}
+        ident = client.xadd(queue._stream, {"job": json.dumps(old)})
+        client.hset(queue._wait, old["key"], ident)
+    assert not queue.put(ONE)
+    assert queue.take("a").job == more[2]
+    assert queue.put(ONE)
 
 
 def test_several_are_put_in_one_step(opened):

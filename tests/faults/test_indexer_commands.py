@@ -10,7 +10,7 @@ from support import pushing, redis_server
 from floe.cli.main import main
 from floe.store.catalog import Catalog
 from floe.store.index import open_index
-from floe.store.index.jobs import NODE, Job
+from floe.store.index.jobs import NODE, WEBHOOK, Job
 from floe.store.objects import open_store
 
 LOST, LATER = "registry.example/lost:1", "registry.example/later:1"
@@ -60,6 +60,15 @@ def test_status_shows_what_waits_who_works_and_what_failed_and_why_and_retry_tak
     found = status(capsys)
     assert (found["waiting"], found["failed"]) == (2, 0)
     assert {queue.take("x").job.ref for _ in range(2)} == {LOST, "registry.example/new:1"}
+
+
+def test_a_profile_that_is_asked_for_is_not_lost_behind_what_a_registry_told(queue, capsys):
+    queue.put(Job(LATER, origin=WEBHOOK))
+    for words, new in (((), False), (("--profile",), True), (("--profile",), False), (("--plain-http",), True)):
+        assert main(["image", "index", "--queue", *words, "--json", LATER]) == 0
+        assert json.loads(capsys.readouterr().out) == {"queued": new}
+    jobs = [queue.take("a").job for _ in range(3)]
+    assert [(job.lay_out, job.plain_http) for job in jobs] == [("new", False), ("all", False), ("new", True)]
 
 
 def test_a_queue_with_nothing_in_it(queue, capsys, tmp_path):

@@ -26,6 +26,7 @@ OUTCOMES = (DONE, UNCHANGED, REFUSED)
 _JOB_BYTES = 64 << 10
 _TEXTS = ("ref", "action", "platform", "origin", "lay_out", "error")
 _ERROR_MAX = 1000  # characters
+_LAY_OUT = "new"  # what is asked for without a word of it
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Job:
     action: str = INDEX
     platform: str = ""
     origin: str = QUEUE
-    lay_out: str = "new"
+    lay_out: str = _LAY_OUT
     plain_http: bool = False
     asked: float = 0.0
     tries: int = 0
@@ -48,8 +49,15 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What two jobs have in common of which one is enough."""
-        return f"{self.action} {self.ref} {self.platform}".rstrip()
+        """What two jobs have in common of which one is enough.
+
+        Who wants more than an ordinary index asks for another job: the first to come would else decide what both get.
+        """
+        more = (
+            f"lay_out={self.lay_out}" if self.lay_out != _LAY_OUT else "",
+            "plain_http=true" if self.plain_http else "",
+        )
+        return " ".join(word for word in (self.action, self.ref, self.platform, *more) if word)
 
     def failed(self, error: str) -> Job:
         """The job after one more attempt that ended with `error`."""
