@@ -170,6 +170,14 @@ def test_what_failed_is_tried_again_when_its_time_has_come(opened):
     assert counts(queue) == (0, 1, 1, 0)
 
 
+def test_what_failed_over_a_file_whose_name_is_no_utf_8_is_tried_again(opened):
+    queue = opened()
+    queue.put(ONE)
+    queue.retry("a", queue.take("a"), ONE.failed("cannot read caf\udce9"), 0.0)
+    again = waited(lambda: queue.take("b"))
+    assert again.job == replace(ONE, tries=1, error=r"cannot read caf\udce9")
+
+
 def test_what_waits_again_and_is_asked_for_meanwhile_is_there_once(opened):
     queue = opened()
     queue.put(ONE)
@@ -208,17 +216,37 @@ def test_what_is_given_up_is_listed_with_its_reason_and_can_be_put_back(opened):
     assert counts(queue) == (1, 1, 0, 0)
 
 
-def test_what_is_no_job_is_told_as_such_and_can_be_given_up(opened, place):
+NO_JOBS = (
+    b'{"ref": "x", "action": "dance"}',
+    *(b'{"key": %s}' % key for key in (b"true", b"null", b"{}", b"1", b'"x"')),
+    *(b'"x"', b"[]", b"{}", b"", b"\xff", ONE.encode()[:-20], ONE.encode().replace(b"registry", b"\\ud800")),
+)
+
+
+@pytest.mark.parametrize("where", ["stream", "due"])
+def test_what_is_no_job_is_told_as_such_and_can_be_given_up(opened, place, where):
+    """However it is malformed: it keeps nobody from the jobs behind it."""
     queue = opened()
     queue.put(ONE)
     queue.finish("a", queue.take("a"), DONE)
     with contextlib.closing(_administrator(place)) as client:
-        client.xadd(queue._stream, {"job": b'{"ref": "x", "action": "dance"}'})
-    task = queue.take("a")
-    assert task.job is None
-    assert queue.bury("a", task, None)
-    (failure,) = queue.status().failures
-    assert failure.job is None
+        for data in NO_JOBS:
+            if where == "stream":
+                client.xadd(queue._stream, {"job": data})
+            else:
+                client.zadd(queue._due, {data: 1})
+    taken = []
+    for _ in NO_JOBS:
+        task = queue.take("a")
+        assert task.job is None
+        assert queue.bury("a", task, None)
+        taken.append(task.data)
+    assert sorted(taken) == sorted(NO_JOBS)
+    queue.put(ONE)
+    assert queue.take("a").job == ONE
+    assert queue.take("a") is None
+    assert counts(queue) == (0, 1, 0, len(NO_JOBS))
+    assert [failure.job for failure in queue.status().failures] == [None] * len(NO_JOBS)
     assert queue.revive() == 0  # nobody can say what it was
     with pytest.raises(DamagedError, match="no job"):
         Job.decode(b'{"ref": "x", "action": "dance"}')
@@ -234,6 +262,82 @@ def test_a_queue_that_was_lost_begins_anew(opened, place):
     assert queue.take("a") is None
     assert queue.put(ONE)
     assert queue.take("a").job == ONE
+
+
+@pytest.mark.parametrize("how", ["put", "due", "revive"])
+def test_a_job_whose_stream_alone_was_lost_waits_again_when_it_is_asked_for(opened, place, how):
+    """As by an eviction, or by keys that are deleted one by one while Floe runs."""
+    queue = opened()
+    assert queue.put_all([ONE, TWO]) == 2
+    assert queue.bury("a", queue.take("a"), ONE)
+    assert queue.put(ONE)
+    with contextlib.closing(_administrator(place)) as client:
+        client.delete(queue._stream)
+        assert queue.put(replace(TWO, asked=time.time() - 3600))  # the stream is there again, what waited in it is not
+        assert 3600 <= queue.status().lag < 3700
+        if how == "put":
+            assert queue.put(ONE)
+            assert not queue.put(ONE)
+        elif how == "due":
+            client.zadd(queue._due, {ONE.encode(): 1})
+        else:
+            assert queue.revive() == 1
+    assert [queue.take("a").job.ref for _ in range(2)] == [TWO.ref, ONE.ref]
+    assert queue.take("a") is None
+    assert queue.put(ONE)
+    assert queue.take("a").job == ONE
+
+
+def test_what_an_empty_stream_s_keys_still_name_is_forgotten(opened, place):
+    queue = opened()
+    queue.put(ONE)
+    with contextlib.closing(_administrator(place)) as client:
+        client.delete(queue._stream)
+        assert queue.take("a") is None
+        assert not client.exists(queue._wait)
+        client.hset(queue._wait, ONE.key, "no id")
+    assert queue.put(ONE)
+
+
+def test_an_id_that_a_new_stream_gave_to_another_job_keeps_none_from_waiting(opened, place):
+    """The first stream was lost in the same millisecond, or the server's clock was set back."""
+    queue = opened()
+    queue.put(ONE)
+    with contextlib.closing(_administrator(place)) as client:
+        ident = client.hget(queue._wait, ONE.key)
+        client.delete(queue._stream)
+        client.xadd(queue._stream, {"job": TWO.encode()}, id=ident)
+    assert queue.put(ONE)
+    assert [queue.take("a").job for _ in range(2)] == [TWO, ONE]
+
+
+def test_a_worker_that_finds_nothing_forgets_nothing_that_waits(opened):
+    """Jobs are put, taken and looked for in vain at once: each that was new is taken once, and no other is refused for ever."""
+    queue, jobs = opened(), [Job(f"registry.example/app:{number}") for number in range(4)]
+    new, taken, ended = [], [], threading.Event()
+
+    def ask():
+        mine = opened()
+        new.extend(mine.put(jobs[number % 4]) for number in range(60))
+
+    def work(name):
+        mine = opened()
+        while (task := mine.take(name)) or not ended.is_set():
+            if task:
+                taken.append(task.job)
+                assert mine.finish(name, task, DONE)
+
+    asking = [threading.Thread(target=ask) for _ in range(2)]
+    working = [threading.Thread(target=work, args=(f"w{number}",)) for number in range(2)]
+    for thread in (*asking, *working):
+        thread.start()
+    for thread in asking:
+        thread.join()
+    ended.set()
+    for thread in working:
+        thread.join()
+    assert sum(new) == len(taken) > 4
+    assert queue.put_all(jobs) == 4
 
 
 def test_workers_are_listed_and_those_that_left_are_not(opened):
@@ -255,8 +359,10 @@ def test_the_lag_is_the_age_of_the_oldest_that_waits(opened):
     queue.put(replace(ONE, asked=time.time() - 3600))
     queue.put(replace(TWO, asked=time.time() - 60))
     assert 3600 <= queue.status().lag < 3700
-    queue.take("a")
+    task = queue.take("a")
     assert 60 <= queue.status().lag < 160
+    queue.give_back("a", task)  # it waits again, behind the other one
+    assert 3600 <= queue.status().lag < 3700
 
 
 def test_stores_do_not_see_each_other_s_jobs(opened):
@@ -357,6 +463,10 @@ def test_who_may_only_ask_can_ask_and_nothing_else():
     with contextlib.closing(asking), contextlib.closing(node):
         assert asking.put(ONE)
         assert not asking.put(ONE)
+        with contextlib.closing(_administrator(cluster)) as client:
+            client.delete(asking._stream)
+        assert asking.put(TWO)
+        assert asking.put(ONE)  # whoever lost it
         for forbidden in (lambda: asking.take("a"), lambda: asking.try_lease(["l"], 1), lambda: node.put(ONE)):
             with pytest.raises(UnavailableError, match="refused a command") as caught:
                 forbidden()

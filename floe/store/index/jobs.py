@@ -7,6 +7,7 @@ done twice, or late, therefore does no harm.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -61,7 +62,9 @@ class Job:
 
     def failed(self, error: str) -> Job:
         """The job after one more attempt that ended with `error`."""
-        return replace(self, tries=self.tries + 1, error=error[:_ERROR_MAX])
+        # Errors name files, whose names need not be UTF-8; what is not would make the whole job unreadable.
+        readable = error.encode("utf-8", "backslashreplace").decode()
+        return replace(self, tries=self.tries + 1, error=readable[:_ERROR_MAX])
 
     def encode(self) -> bytes:
         """As the queue holds it."""
@@ -84,7 +87,7 @@ class Job:
         return cls(
             **{name: fields.text(value[name], name) for name in _TEXTS if name in value},
             plain_http=value.get("plain_http") is True,
-            asked=float(asked) if isinstance(asked, (int, float)) else 0.0,
+            asked=float(asked) if isinstance(asked, (int, float)) and math.isfinite(asked) else 0.0,
             tries=fields.count(value.get("tries", 0), "tries"),
         )
 

@@ -5,7 +5,7 @@ All keys have the hash tag `{jobs}`, so that a script may name several in a clus
 | key                | type   | holds                                                                                  |
 | ------------------ | ------ | -------------------------------------------------------------------------------------- |
 | `...q{jobs}stream` | stream | jobs that wait or are worked on, field `job`; those done are deleted; one group         |
-| `...q{jobs}wait`   | hash   | a job's key -> its id in the stream, while nobody has taken it                          |
+| `...q{jobs}wait`   | hash   | a job's key -> its id in the stream, while nobody has taken it; may be lost, or left    |
 | `...q{jobs}due`    | zset   | jobs that failed and are tried again, by the server's clock in ms                       |
 | `...q{jobs}dead`   | stream | jobs that nobody tries any more, field `job`                                            |
 | `...q{jobs}count`  | hash   | outcome -> how many                                                                     |
@@ -34,27 +34,44 @@ _DROP = """
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
 """
+# The key of a job, false for what is none: anybody who asks may have put anything there.
+_KEY_OF = """
+local function key_of(job)
+  local parsed, value = pcall(cjson.decode, job)
+  local key = parsed and type(value) == 'table' and value['key']
+  return type(key) == 'string' and key
+end
+"""
+# Adds a job unless one of its key waits. A server may lose either of the two keys alone, and a stream that begins anew gives ids
+# once more: `wait` is believed while the stream has that job.
+_ADD = f"""
+{_KEY_OF}
+local function add(key, job)
+  local at = redis.call('HGET', KEYS[2], key)
+  if at and string.find(at, '^%d+%-%d+$') then
+    local found = redis.call('XRANGE', KEYS[1], at, at)[1]
+    if found and key_of(found[2][2]) == key then return 0 end
+  end
+  redis.call('HSET', KEYS[2], key, redis.call('XADD', KEYS[1], '*', 'job', job))
+  return 1
+end
+"""
 
 # KEYS: stream, wait. ARGV: a job's key, the job, and so on. How many are new.
-PUT = """
+PUT = f"""
+{_ADD}
 local new = 0
-for at = 1, #ARGV, 2 do
-  if redis.call('HEXISTS', KEYS[2], ARGV[at]) == 0 then
-    redis.call('HSET', KEYS[2], ARGV[at], redis.call('XADD', KEYS[1], '*', 'job', ARGV[at + 1]))
-    new = new + 1
-  end
-end
+for at = 1, #ARGV, 2 do new = new + add(ARGV[at], ARGV[at + 1]) end
 return new
 """
 # KEYS: stream, wait, due. ARGV: group, worker, ms after which a silent worker's job is another's.
 TAKE = f"""
 {_NOW}
+{_ADD}
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 100)) do
   redis.call('ZREM', KEYS[3], job)
-  local key = cjson.decode(job)['key']
-  if redis.call('HEXISTS', KEYS[2], key) == 0 then
-    redis.call('HSET', KEYS[2], key, redis.call('XADD', KEYS[1], '*', 'job', job))
-  end
+  local key = key_of(job)
+  if key then add(key, job) else redis.call('XADD', KEYS[1], '*', 'job', job) end  -- who takes what is no job gives it up
 end
 local entry, from = nil, '0-0'
 repeat
@@ -69,6 +86,7 @@ until entry or from == '0-0'
 if not entry then
   local found = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', 1, 'STREAMS', KEYS[1], '>')
   if not found then
+    redis.call('DEL', KEYS[2])  -- nothing waits: what it still names was lost
     redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], ARGV[1], ARGV[2])  -- who has nothing to do is listed, too
     return false
   end
@@ -79,10 +97,8 @@ if not job then
   redis.call('XACK', KEYS[1], ARGV[1], id)
   return false
 end
-local parsed, value = pcall(cjson.decode, job)
-if parsed and type(value) == 'table' and value['key'] then
-  if redis.call('HGET', KEYS[2], value['key']) == id then redis.call('HDEL', KEYS[2], value['key']) end
-end
+local key = key_of(job)
+if key and redis.call('HGET', KEYS[2], key) == id then redis.call('HDEL', KEYS[2], key) end
 return {{id, job, redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1)[1][4]}}
 """
 # KEYS: stream. ARGV: group, worker, id.
@@ -123,12 +139,23 @@ redis.call('HINCRBY', KEYS[3], 'failed', 1)
 return 1
 """
 # KEYS: stream, wait, dead. ARGV: id in dead, the job's key, the job.
-REVIVE = """
+REVIVE = f"""
+{_ADD}
 if redis.call('XDEL', KEYS[3], ARGV[1]) == 0 then return 0 end
-if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 0 then
-  redis.call('HSET', KEYS[2], ARGV[2], redis.call('XADD', KEYS[1], '*', 'job', ARGV[3]))
-end
+add(ARGV[2], ARGV[3])
 return 1
+"""
+# KEYS: stream. ARGV: group, how many. The first jobs that nobody has taken, in order.
+WAITING = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
+local after, found = '-', {}
+for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local one = {}
+  for at = 1, #flat, 2 do one[flat[at]] = flat[at + 1] end
+  if one['name'] == ARGV[1] then after = '(' .. one['last-delivered-id'] end
+end
+for at, entry in ipairs(redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', ARGV[2])) do found[at] = entry[2][2] end
+return found
 """
 # KEYS: stream. ARGV: group, worker, ms. The worker, and others that have been silent for so long, unless they hold a job.
 LEAVE = """

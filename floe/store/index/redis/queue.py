@@ -24,6 +24,7 @@ from floe.store.index.redis.leases import RedisLease
 T = TypeVar("T")
 LEASE_SECONDS = 60.0  # of silence after which a worker's job is another's
 FORGOTTEN_SECONDS = 86_400.0  # of silence after which a worker that holds nothing is no longer listed
+_LOOKED_AT = 10  # of those that have waited for longest, for the lag: one may be no job
 
 
 class RedisQueue:
@@ -113,7 +114,9 @@ class RedisQueue:
         length = int(client.xlen(self._stream))
         workers = client.xinfo_consumers(self._stream, GROUP) if groups else []
         now = time.time()
-        oldest = [_job(value) for value in self._oldest_waiting(client)]
+        # From the stream, and not by `wait`, of which a part may be lost, or left of what was.
+        first = client.eval(scripts.WAITING, 1, self._stream, GROUP, _LOOKED_AT)
+        oldest = [_job(value) for value in first]
         lag = max((now - job.asked for job in oldest if job is not None and job.asked), default=0.0)
         due = [
             Failure("", _job(data), max(0.0, float(score) / 1000 - now))
@@ -134,15 +137,6 @@ class RedisQueue:
             counts=counts,
             stream=self._stream,
         )
-
-    def _oldest_waiting(self, client: Any) -> list[bytes]:
-        """The job that was asked for first of those nobody has taken; none or one."""
-        ids = sorted(
-            (_text(ident) for ident in client.hvals(self._wait)), key=lambda one: tuple(map(int, one.split("-")))
-        )
-        for ident in ids[:1]:
-            return [values.get(b"job", b"") for _, values in client.xrange(self._stream, ident, ident)]
-        return []
 
     # What the registry no longer has
 
