@@ -82,7 +82,8 @@ class Spans:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - likewise
         except ImportError as error:
             raise PreconditionError(
-                f"spans cannot be sent to {endpoint}: {error}", hint="install the packages (docs/OPERATIONS.md#spans), or set no endpoint"
+                f"spans cannot be sent to {endpoint}: {error}",
+                hint="install the packages (docs/OPERATIONS.md#spans), or set no endpoint",
             ) from error
         self._trace = trace
         self._packs_of = packs_of

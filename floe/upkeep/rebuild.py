@@ -61,6 +61,7 @@ class _Rebuilding:
         self._index.remove_packs(gone)
         self._done.gone = len(gone)
         known = sorted(sizes)
+        learnt: list[tuple[bytes, int]] = []
         for start in range(0, len(known), _BATCH):
             batch = known[start : start + _BATCH]
             self._index.remove_packs(before.intersection(batch))
@@ -68,6 +69,7 @@ class _Rebuilding:
                 self._index.add_pack(pack_id, entries)
                 self._done.packs += 1
                 self._done.chunks += len(entries)
+                learnt = [(entry.digest, entry.length) for entry in entries[:1]] or learnt
                 self._advance(tables.get(pack_id, 0))
         for key, data in each(self._ref, [info.key for info in refs]):
             if not isinstance(data, bytes):
@@ -78,6 +80,7 @@ class _Rebuilding:
                 self._index.put_ref(key, data)
                 self._done.refs += 1
                 self._advance(len(data))
+        self._index.find_chunks(learnt)  # a look-up, as a push's: from here on the index calls itself filled
         return self._done
 
     def _advance(self, nbytes: int) -> None:

@@ -16,6 +16,7 @@ from floe.store import layout
 from floe.store.catalog import Catalog
 from floe.store.errors import BadInputError, UnavailableError
 from floe.store.index import open_index
+from floe.store.index.status import index_status
 from floe.store.objects import open_store
 from floe.store.packindex import PackIndex, decode_chunk_table
 from floe.upkeep.rebuild import rebuild_index
@@ -78,6 +79,7 @@ def test_all_of_it_and_again(store, index_url, tmp_path):
     progress = Progress()
     done = rebuild_index(Catalog(store, index), progress)
     assert (done.packs, done.chunks, done.refs, done.gone, done.left_out) == (3, 4, 2, 0, {})
+    assert index_status(index_url, Catalog(store, index).check_store().uuid, 10)["state"] == "ok"
     assert progress.done == progress.wanted > 0
     check_complete(index, store)
     again = rebuild_index(Catalog(store, index))

@@ -7,10 +7,10 @@ is read a piece further.
 import contextlib
 import errno
 import os
-import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -256,10 +256,15 @@ def test_a_damaged_frame_fails_its_readers_alone(world, model, target):
             assert os.pread(file.fileno(), 4096, 0) == (model / "weights").read_bytes()[:4096]
         told = (world.run_dir / "packfs.log").read_text()
         assert f"pack {pack}" in told
-        hint = re.search(r"delete (packs/\S+) from the store, then push its model", told)
-        assert hint[1] == key
-        world.objects.delete(key)
-        assert world.json("model", "push", model, "victim")["new_packs"] == 1
+        assert "; push its model or index its image again with --verify" in told
+        argv = [sys.executable, "-m", "floe", "model", "verify", "victim"]
+        found = subprocess.run(argv, env=world.environ, capture_output=True, text=True, check=False, timeout=60)
+        assert found.returncode == 3
+        assert pack in found.stdout
+        assert "push it again with --verify" in found.stderr
+        # What the hints say.
+        assert f"healed pack {pack}" in world.floe("model", "push", model, "victim", "--verify").stdout
+        world.floe("model", "verify", "victim")
         # Damage is believed in for a minute, by the worker that saw it.
         os.kill(int((world.run_dir / "worker.pid").read_text()), signal.SIGKILL)
         assert (target / "weights").read_bytes() == (model / "weights").read_bytes()
