@@ -50,7 +50,7 @@ class FloeFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         self._lock = threading.Lock()  # guards _models
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:  # noqa: FBT001, FBT002 - fsspec's
-        """What is at a path: models and orgs, or what is in a model."""
+        """What is at a path: models and orgs, or what is in a model. A symlink to a directory in it has the type "other"."""
         path = self._strip_protocol(path)
         name, inner = _split(path)
         with _os_errors(path):
@@ -60,7 +60,9 @@ class FloeFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
                 model = self._model(name)
                 entry = model.stat(inner)
                 if entry.kind == DIRECTORY:
-                    found = [self._describe(model, f"{path}/{child.name}", child) for child in model.ls(inner)]
+                    found = [
+                        self._describe(model, f"{path}/{child.name}", child, listed=True) for child in model.ls(inner)
+                    ]
                 else:
                     found = [self._describe(model, path, entry)]
         return found if detail else sorted(item["name"] for item in found)
@@ -77,18 +79,19 @@ class FloeFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
             model = self._model(name)
             return self._describe(model, path, model.stat(inner))
 
-    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **_: Any) -> io.BufferedReader:
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **_: Any) -> _Buffered:
         if mode != "rb":
-            raise OSError(errno.EROFS, "models are read-only; push another version", path)
+            raise _read_only(f"open in mode {mode!r}", path)
         name, inner = _split(self._strip_protocol(path))
         with _os_errors(path):
             if name is None:
                 raise IsADirectoryError(errno.EISDIR, "no file of a model; write floe://NAME:TAG/PATH", path)
             model = self._model(name)
-            if model.stat(inner).kind == DIRECTORY:
+            entry = model.stat(inner)
+            if entry.kind == DIRECTORY:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
             raw = _Raw(model.open(inner, buffering=0), path)
-        return io.BufferedReader(raw, min(max(block_size or 0, 1 << 16), 16 << 20) if block_size else 1 << 20)
+        return _Buffered(raw, min(max(block_size, 1 << 16), 16 << 20) if block_size else 1 << 20, entry.size)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         """Bytes [start, end) of a file; negative ones count from its end."""
@@ -99,22 +102,83 @@ class FloeFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
             return file.read(max(0, last - first))
 
     def created(self, path: str) -> datetime:
-        """When the model's version was made."""
-        name, _ = _split(self._strip_protocol(path))
-        if name is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        with _os_errors(path):
-            return datetime.fromisoformat(self._model(name).manifest.created.replace("Z", "+00:00"))
+        """When the version was made that a file is of."""
+        model, _ = self._find(path)
+        return datetime.fromisoformat(model.manifest.created.replace("Z", "+00:00"))
 
     def modified(self, path: str) -> datetime:
         """The file's own time."""
-        return datetime.fromtimestamp(self.info(path)["mtime"], timezone.utc)
+        _, entry = self._find(path)
+        return datetime.fromtimestamp(entry.mtime_ns / 1e9, timezone.utc)
 
     def ukey(self, path: str) -> str:
         """Changes when the content may have: the version's digest and the path."""
+        path = self._strip_protocol(path)
+        name, inner = _split(path)
+        if name is None:
+            self.info(path)
+            return path
+        model, _ = self._find(path)
+        return f"{model.digest}/{inner}"
+
+    # fsspec's own do nothing, or fail without a word. The verbs that are left out here come to these, or to _open.
+
+    def mkdir(self, path: str, *_: Any, **__: Any) -> None:
+        """EROFS."""
+        raise _read_only("make a directory", path)
+
+    def makedirs(self, path: str, *_: Any, **__: Any) -> None:
+        """EROFS."""
+        raise _read_only("make a directory", path)
+
+    def rmdir(self, path: str) -> None:
+        """EROFS."""
+        raise _read_only("remove", path)
+
+    def rm(self, path: str | list[str], *_: Any, **__: Any) -> None:
+        """EROFS."""
+        raise _read_only("remove", path)
+
+    def rm_file(self, path: str) -> None:
+        """EROFS."""
+        raise _read_only("remove", path)
+
+    def cp_file(self, path1: str, path2: str, **_: Any) -> None:
+        """EROFS."""
+        raise _read_only("copy", path1, path2)
+
+    def copy(self, path1: str | list[str], path2: str | list[str], *_: Any, **__: Any) -> None:
+        """EROFS."""
+        raise _read_only("copy", path1, path2)
+
+    def mv(self, path1: str, path2: str, *_: Any, **__: Any) -> None:
+        """EROFS."""
+        raise _read_only("move", path1, path2)
+
+    def put_file(self, lpath: str, rpath: str, *_: Any, **__: Any) -> None:
+        """EROFS."""
+        raise _read_only("put", lpath, rpath)
+
+    def put(self, lpath: str | list[str], rpath: str | list[str], *_: Any, **__: Any) -> None:
+        """EROFS."""
+        raise _read_only("put", lpath, rpath)
+
+    def pipe_file(self, path: str, *_: Any, **__: Any) -> None:
+        """EROFS."""
+        raise _read_only("write", path)
+
+    def touch(self, path: str, *_: Any, **__: Any) -> None:
+        """EROFS."""
+        raise _read_only("touch", path)
+
+    def _find(self, path: str) -> tuple[Model, Entry]:
+        """The model that a path leads into, and what is there."""
         name, inner = _split(self._strip_protocol(path))
+        if name is None:
+            raise FileNotFoundError(errno.ENOENT, "no file of a model; write floe://NAME:TAG/PATH", path)
         with _os_errors(path):
-            return f"{self._model(name).digest}/{inner}" if name else path
+            model = self._model(name)
+            return model, model.stat(inner)
 
     def _model(self, name: str) -> Model:
         with self._lock:
@@ -140,12 +204,16 @@ class FloeFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         return list(found.values())
 
     @staticmethod
-    def _describe(model: Model, path: str, entry: Entry) -> dict[str, Any]:
+    def _describe(model: Model, path: str, entry: Entry, *, listed: bool = False) -> dict[str, Any]:
         if entry.kind == SYMLINK:
+            link = {"name": path, "size": 0, "type": "other", "islink": True, "digest": model.digest}
             try:
                 entry = model.stat(entry.path)
             except (NotFoundError, BadInputError):  # leads nowhere, or out of the model: what is beside it can be read
-                return {"name": path, "size": 0, "type": "other", "islink": True, "digest": model.digest}
+                return link
+            # fsspec goes down into every directory that is listed, also where a link leads back up.
+            if listed and entry.kind == DIRECTORY:
+                return link
         if entry.kind == DIRECTORY:
             return {**_directory(path), "mtime": entry.mtime_ns / 1e9, "digest": model.digest}
         return {
@@ -157,6 +225,14 @@ class FloeFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
             "ino": entry.inode,
             "digest": model.digest,
         }
+
+
+class _Buffered(io.BufferedReader):
+    """A file with its `size` in bytes, which fsspec reads blocks by."""
+
+    def __init__(self, raw: _Raw, buffer: int, size: int) -> None:
+        super().__init__(raw, buffer)
+        self.size = size
 
 
 class _Raw(io.RawIOBase):
@@ -200,6 +276,10 @@ def _split(path: str) -> tuple[str | None, str]:
 
 def _directory(path: str) -> dict[str, Any]:
     return {"name": path, "size": 0, "type": "directory"}
+
+
+def _read_only(what: str, path: str | list[str], other: str | list[str] | None = None) -> OSError:
+    return OSError(errno.EROFS, f"cannot {what}: models are read-only (push another version)", path, None, other)
 
 
 @contextmanager

@@ -311,6 +311,108 @@ def test_fsspec_lists_what_is_beside_a_link_that_leads_nowhere(store, options, t
 
 
 @FOLDER
+def test_fsspec_goes_through_no_link_that_leads_back_up(store, options, tmp_path):
+    make(tmp_path / "m")
+    for name, target in (("a", "."), ("b", "."), ("sub/back", "..")):
+        (tmp_path / "m" / name).symlink_to(target)
+    store.push(tmp_path / "m", "iris:v1")
+    names = {f"iris:v1/{entry.path}" for entry in store.model("iris:v1").walk() if entry.kind != "directory"}
+    store.close()
+    files = FloeFileSystem(**options, skip_instance_cache=True)
+    bounded, listings = files.ls, []
+
+    def ls(*given, **named):
+        listings.append(given)
+        assert len(listings) < 100, "it never ends"
+        return bounded(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "ls", ls)
+        found = files.find("iris:v1", detail=True)
+        assert set(found) == names
+        for name in ("a", "b", "sub/back"):
+            assert (found[f"iris:v1/{name}"]["type"], found[f"iris:v1/{name}"]["islink"]) == ("other", True)
+        assert files.glob("iris:v1/**/table.csv") == ["iris:v1/sub/table.csv"]
+        assert [path for path, _, _ in files.walk("iris:v1")] == ["iris:v1", "iris:v1/sub"]
+        sizes = [path.stat().st_size for path in (tmp_path / "m").rglob("*") if path.is_file()]
+        assert files.du("iris:v1") == sum(sizes)
+        files.get("iris:v1", str(tmp_path / "got"), recursive=True)
+    assert (tmp_path / "got" / "sub" / "table.csv").read_text() == "a,b\n1,2\n3,4\n"
+    assert list((tmp_path / "got" / "a").iterdir()) == []
+    # The path itself is a directory still.
+    assert files.isdir("iris:v1/a")
+    assert "iris:v1/sub/back/config.json" in files.ls("iris:v1/sub/back", detail=False)
+    assert files.cat_file("iris:v1/a/b/config.json") == b'{"hidden": 128}'
+    files._store.close()
+
+
+@FOLDER
+def test_fsspec_reads_blocks_and_knows_no_file_that_is_missing(store, options, tmp_path):
+    make(tmp_path / "m")
+    pushed = store.push(tmp_path / "m", "org/iris:v1")
+    store.close()
+    files = FloeFileSystem(**options, skip_instance_cache=True)
+    table = "org/iris:v1/sub/table.csv"
+    assert files.read_block(table, 4, 100) == b"1,2\n3,4\n"
+    assert files.read_block(table, 0, None) == b"a,b\n1,2\n3,4\n"
+    assert files.read_block(table, 1, 4, b"\n") == b"1,2\n"
+    assert files.created(table).isoformat().startswith(pushed.created[:19])
+    assert files.modified(table).timestamp() == pytest.approx(files.info(table)["mtime"], abs=1e-5)
+    assert files.ukey("floe://org/iris:v1/sub/up") == f"{pushed.digest}/sub/up"
+    assert files.ukey("floe://org") == "org"
+    for ask in (files.created, files.modified, files.ukey):
+        for path in ("org/iris:v1/no", "org/no:v1/config.json", "no"):
+            with pytest.raises(FileNotFoundError, match=path):
+                ask(path)
+    files._store.close()
+
+
+WRITING = {
+    "open": lambda files, path: files.open(path, "wb"),
+    "open+": lambda files, path: files.open(path, "r+b"),
+    "append": lambda files, path: files.open(path, "a"),
+    "mkdir": lambda files, path: files.mkdir(path, create_parents=False),
+    "makedir": lambda files, path: files.makedir(path),
+    "makedirs": lambda files, path: files.makedirs(path, exist_ok=True),
+    "mkdirs": lambda files, path: files.mkdirs(path),
+    "rmdir": lambda files, path: files.rmdir(path),
+    "rm": lambda files, path: files.rm(path, recursive=True),
+    "rm of many": lambda files, path: files.rm([path]),
+    "rm_file": lambda files, path: files.rm_file(path),
+    "delete": lambda files, path: files.delete(path),
+    "cp_file": lambda files, path: files.cp_file(path, "iris:v1/b"),
+    "copy": lambda files, path: files.copy("iris:v1/config.json", path),
+    "copy of a directory": lambda files, path: files.copy("iris:v1/sub", path, recursive=True),
+    "mv": lambda files, path: files.mv(path, "iris:v1/b"),
+    "mv to itself": lambda files, path: files.mv(path, path),
+    "put_file": lambda files, path: files.put_file(__file__, path),
+    "put": lambda files, path: files.put(__file__, path),
+    "put of a directory": lambda files, path: files.put(os.path.curdir, path, recursive=True),
+    "pipe": lambda files, path: files.pipe({path: b"x"}),
+    "pipe_file": lambda files, path: files.pipe_file(path, b"x", mode="create"),
+    "write_text": lambda files, path: files.write_text(path, "x"),
+    "write_bytes": lambda files, path: files.write_bytes(path, b"x"),
+    "touch": lambda files, path: files.touch(path),
+    "touch, truncating nothing": lambda files, path: files.touch(path, truncate=False),
+}
+
+
+@FOLDER
+@pytest.mark.parametrize("verb", WRITING)
+def test_fsspec_s_verbs_that_write_are_refused(store, options, tmp_path, verb):
+    make(tmp_path / "m")
+    store.push(tmp_path / "m", "iris:v1")
+    store.close()
+    files = FloeFileSystem(**options, skip_instance_cache=True)
+    for path in ("iris:v1/config.json", "iris:v1/sub/new"):
+        with pytest.raises(OSError, match=r"cannot .*read-only.*push another version") as refused:
+            WRITING[verb](files, path)
+        assert refused.value.errno == errno.EROFS
+        assert path in str(refused.value)
+    files._store.close()
+
+
+@FOLDER
 def test_fsspec_s_own_ways_of_reading(store, options, tmp_path):
     """By URL, ranges at once, pickled into other processes, and awaited: what pandas, datasets and dask do with it."""
     make(tmp_path / "m")
