@@ -8,34 +8,46 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias, get_args
 
 from floe.store.errors import BadInputError, DamagedError, NotFoundError, UnsupportedError
 
 Framework: TypeAlias = Literal["numpy", "torch"]
 _HEADER_MAX = 100_000_000  # bytes; the format's own bound
-# Name in the file -> bytes of an element, numpy's name, torch's name ("" where there is none).
+_DIMENSIONS_MAX = 64  # numpy's; numpy 1 has half of it
+_BITS_MAX = 8 << 63  # what numpy and torch can count the bytes of
+# Name in the file -> bits of an element, numpy's name, torch's name ("" where there is none, or it packs elements).
 _DTYPES: Mapping[str, tuple[int, str, str]] = {
-    "BOOL": (1, "bool", "bool"),
-    "U8": (1, "uint8", "uint8"),
-    "I8": (1, "int8", "int8"),
-    "F8_E5M2": (1, "", "float8_e5m2"),
-    "F8_E4M3": (1, "", "float8_e4m3fn"),
-    "U16": (2, "uint16", "uint16"),
-    "I16": (2, "int16", "int16"),
-    "F16": (2, "float16", "float16"),
-    "BF16": (2, "", "bfloat16"),
-    "U32": (4, "uint32", "uint32"),
-    "I32": (4, "int32", "int32"),
-    "F32": (4, "float32", "float32"),
-    "U64": (8, "uint64", "uint64"),
-    "I64": (8, "int64", "int64"),
-    "F64": (8, "float64", "float64"),
+    "BOOL": (8, "bool", "bool"),
+    "F4": (4, "", ""),
+    "F6_E2M3": (6, "", ""),
+    "F6_E3M2": (6, "", ""),
+    "U8": (8, "uint8", "uint8"),
+    "I8": (8, "int8", "int8"),
+    "F8_E5M2": (8, "", "float8_e5m2"),
+    "F8_E4M3": (8, "", "float8_e4m3fn"),
+    "F8_E8M0": (8, "", "float8_e8m0fnu"),
+    "F8_E5M2FNUZ": (8, "", "float8_e5m2fnuz"),
+    "F8_E4M3FNUZ": (8, "", "float8_e4m3fnuz"),
+    "U16": (16, "uint16", "uint16"),
+    "I16": (16, "int16", "int16"),
+    "F16": (16, "float16", "float16"),
+    "BF16": (16, "", "bfloat16"),
+    "U32": (32, "uint32", "uint32"),
+    "I32": (32, "int32", "int32"),
+    "F32": (32, "float32", "float32"),
+    "C64": (64, "complex64", "complex64"),
+    "U64": (64, "uint64", "uint64"),
+    "I64": (64, "int64", "int64"),
+    "F64": (64, "float64", "float64"),
 }
+# What an error quotes of a header: it may be hostile, and 100 MB.
+_quoted = reprlib.Repr()
+_quoted.maxstring, _quoted.maxtuple, _quoted.maxlevel = 200, 8, 2
 
 
 @dataclass(frozen=True)
@@ -103,26 +115,38 @@ class SafeTensors:
         return data
 
     def tensor(self, name: str, framework: Framework = "numpy") -> Any:
-        """A tensor that owns its memory: a numpy.ndarray or a torch.Tensor. NotFoundError; UnsupportedError: its type."""
+        """A tensor that owns its memory: a numpy.ndarray or a torch.Tensor. NotFoundError; UnsupportedError: its type, its shape."""
         info = self.info(name)
+        if framework not in get_args(Framework):
+            raise BadInputError(f"framework {framework!r} is neither numpy nor torch")
+        of = f"tensor {_quoted.repr(name)} in {self._what} is of type {_quoted.repr(info.dtype)}"
+        if info.dtype not in _DTYPES:
+            raise UnsupportedError(f"{of}, which is not known", hint="use read() for its bytes, or upgrade Floe")
         _, for_numpy, for_torch = _DTYPES[info.dtype]
+        if not (for_numpy if framework == "numpy" else for_torch):
+            other = 'framework="torch", or ' if for_torch else ""
+            raise UnsupportedError(
+                f"{of}, of which no {framework} tensor is made", hint=f"use {other}read() for its bytes"
+            )
         if framework == "numpy":
             import numpy  # noqa: ICN001, PLC0415 - optional
 
-            if not for_numpy:
-                raise UnsupportedError(
-                    f"numpy has no {info.dtype}, which tensor {name!r} in {self._what} is of",
-                    hint='use framework="torch", or read() for its bytes',
-                )
             # Little endian, as the file has it, whatever this machine is.
-            return numpy.frombuffer(self.read(name), numpy.dtype(for_numpy).newbyteorder("<")).reshape(info.shape)
-        if framework != "torch":
-            raise BadInputError(f"framework {framework!r} is neither numpy nor torch")
+            data = numpy.frombuffer(self.read(name), numpy.dtype(for_numpy).newbyteorder("<"))
+            try:
+                return data.reshape(info.shape)
+            except ValueError as error:
+                raise UnsupportedError(
+                    f"this numpy has no arrays of the shape of tensor {_quoted.repr(name)} in {self._what}: {error}",
+                    hint="upgrade numpy, or use read() for its bytes",
+                ) from error
         import torch  # noqa: PLC0415 - optional
 
         dtype = getattr(torch, for_torch, None)
         if dtype is None:
-            raise UnsupportedError(f"this torch has no {info.dtype}", hint="upgrade torch, or use read() for the bytes")
+            raise UnsupportedError(
+                f"{of}, which this torch does not have", hint="upgrade torch, or use read() for its bytes"
+            )
         if info.start == info.stop:
             return torch.empty(info.shape, dtype=dtype)
         return torch.frombuffer(self.read(name), dtype=dtype).reshape(info.shape)
@@ -154,28 +178,41 @@ class SafeTensors:
         try:
             header = json.loads(data)
             metadata = dict(header.pop("__metadata__", {}))
-            found = {name: self._info(value, 8 + count, size) for name, value in header.items()}
+            found = {name: _info(name, value, 8 + count, size) for name, value in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._wrong(f"its header is wrong: {error}") from error
         ordered = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)))
         end = 8 + count
         for name, info in ordered.items():
             if info.start < end:
-                raise self._wrong(f"tensor {name!r} lies over another")
+                raise self._wrong(f"tensor {_quoted.repr(name)} lies over another")
             end = info.stop
         return ordered, {str(key): str(value) for key, value in metadata.items()}
 
-    def _info(self, value: dict[str, Any], base: int, size: int) -> TensorInfo:
-        """ValueError, KeyError, TypeError: it is not as the format says."""
-        dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        if dtype not in _DTYPES:
-            raise UnsupportedError(f"{self._what} has tensors of type {dtype!r}", hint="upgrade Floe")
-        numbers = (*shape, start, stop)
-        if any(type(number) is not int or number < 0 for number in numbers):
-            raise ValueError(f"shape or place is {numbers}")
-        if stop - start != math.prod(shape) * _DTYPES[dtype][0] or base + stop > size:
-            raise ValueError(f"{shape} of {dtype} in bytes {start} to {stop} of {size - base}")
-        return TensorInfo(dtype, shape, base + start, base + stop)
-
     def _wrong(self, why: str) -> BadInputError:
         return BadInputError(f"{self._what} is no safetensors file: {why}")
+
+
+def _info(name: str, value: dict[str, Any], base: int, size: int) -> TensorInfo:
+    """ValueError, KeyError, TypeError: it is not as the format says."""
+    dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+    if type(dtype) is not str or any(type(number) is not int or number < 0 for number in (*shape, start, stop)):
+        wrong = "is not as the format says"
+    elif len(shape) > _DIMENSIONS_MAX:
+        wrong = f"has {len(shape)} dimensions"
+    elif start <= stop <= size - base and (dtype not in _DTYPES or _bits(shape, dtype) == (stop - start) * 8):
+        return TensorInfo(dtype, shape, base + start, base + stop)
+    else:
+        wrong = "does not fit"
+    of, place = f"{_quoted.repr(dtype)} of {_quoted.repr(shape)}", f"{_quoted.repr(start)} to {_quoted.repr(stop)}"
+    raise ValueError(f"tensor {_quoted.repr(name)}, {of} in bytes {place} of {size - base}, {wrong}")
+
+
+def _bits(shape: tuple[int, ...], dtype: str) -> int:
+    """Of all elements; past _BITS_MAX any number beyond it, also where a size is 0: numpy and torch multiply the others."""
+    bits = _DTYPES[dtype][0]
+    for number in shape:
+        bits *= number or 1
+        if bits >= _BITS_MAX:
+            return bits
+    return 0 if 0 in shape else bits
