@@ -113,10 +113,9 @@ def _mount(found: Mount) -> _Pairs:
 
     yield "model", f"{found.model}, {'of the store' if found.from_store else 'in a store made in the cache directory'}"
     yield "mount", span(found.mount_seconds)
-    yield (
-        "first reading",
-        f"{rate(found.first_bytes_per_second)}, {format_size(found.bytes)}, all cores {found.cpu_share_of_first:.0%} busy",
-    )
+    share = found.cpu_share_of_first
+    busy = "" if share is None else f", all cores {share:.0%} busy"
+    yield "first reading", f"{rate(found.first_bytes_per_second)}, {format_size(found.bytes)}{busy}"
     yield "read again", f"{rate(found.again_bytes_per_second)}, from the node cache"
     if found.small_first_files_per_second and found.small_again_files_per_second and found.small_first_median_seconds:
         first = (

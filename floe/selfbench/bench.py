@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import TypeVar
 
 from floe.selfbench import cpu, disk, mounted, network, store, upload
-from floe.selfbench.figures import Cpu, Disk, Mount, Network, Store
+from floe.selfbench.figures import ENOUGH_BYTES, Cpu, Disk, Mount, Network, Store
 from floe.selfbench.plan import Plan
 from floe.selfbench.scratch import Scratch
 from floe.selfbench.store import Source
@@ -114,21 +113,14 @@ class Bench:
                 self._scratch.note_objects(self._objects, keys)
 
             if self._try("upload", lambda: upload.measure(self._objects, put, note)) is not None:
-                sources = sources or put
+                # Of small packs nothing could be told.
+                few = _total(sources) < min(ENOUGH_BYTES, _total(put))
+                sources = put if few else sources
         if not sources:
             self._skip("store", _EMPTY)
             return
-        self._try(
-            "store", lambda: store.measure(self._objects, sources, self._plan, drop=lambda: self._forget(sources))
-        )
-
-    def _forget(self, sources: tuple[Source, ...]) -> None:
-        """Of a store in a folder, the disk is to be measured, and not what this machine remembers of it."""
-        root = getattr(getattr(self._objects, "inner", self._objects), "root", None)
-        if isinstance(root, Path):
-            for source in sources:
-                with suppress(OSError):
-                    disk.drop_pages(root / source.key)
+        drop = partial(store.forget, self._objects, sources)
+        self._try("store", lambda: store.measure(self._objects, sources, self._plan, drop))
 
     def _cpu(self) -> None:
         pack_id = self._subject.pack_id
@@ -167,3 +159,7 @@ class Bench:
             return mounted.measure(node, self._scratch, model or mounted.MADE, size, self._plan.mount_seconds)
 
         self._try("mount", measure)
+
+
+def _total(sources: Iterable[Source]) -> int:
+    return sum(source.size for source in sources)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 GREW_NO_MORE, BOUNDED, MOST = "grew no more", "bounded", "most connections"
+ENOUGH_BYTES = 32 << 20  # read at whatever speed, they tell a rate
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Store:
 
     `ended` says why no more connections were tried: GREW_NO_MORE, BOUNDED (by time or bytes) or MOST. `saturates_at`:
     the fewest connections that give nine tenths of the best rate. `client_cpu_share`: of all cores, at the best rate.
+    `range_bytes`: of a GET, on an average.
     """
 
     url: str
@@ -99,7 +101,7 @@ class Mount:
     """A model read through a mount, with a cache of its own that was empty. `from_store`: of the store, else made here.
 
     `first`: nothing on the node yet; `again`: in the cache, but not in the kernel's page cache. `cpu_share_of_first`: how
-    busy all cores were meanwhile, with whatever else this machine did.
+    busy all cores were meanwhile, with whatever else this machine did; None: it was over before the kernel could tell.
     """
 
     model: str
@@ -107,7 +109,7 @@ class Mount:
     mount_seconds: float
     bytes: int
     first_bytes_per_second: float
-    cpu_share_of_first: float
+    cpu_share_of_first: float | None
     again_bytes_per_second: float
     small_files: int
     small_first_files_per_second: float | None

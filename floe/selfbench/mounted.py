@@ -25,6 +25,7 @@ _LOOKED_AT = 20000  # files of the model, at most
 _SMALL = 128 << 10  # bytes of a file that counts as small, at most
 _PIECE = 1 << 20
 _COMMAND = 120.0  # seconds a floe command may take
+_TICKS = 10  # of the kernel's clock for processor time; of fewer no share can be told
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def measure(node: Node, scratch: Scratch, model: str, size: int, seconds: float)
         mount_seconds=mounting,
         bytes=first,
         first_bytes_per_second=first / first_seconds,
-        cpu_share_of_first=min(1.0, busy / first_seconds / (os.cpu_count() or 1)),
+        cpu_share_of_first=_share(busy, first_seconds),
         again_bytes_per_second=again / again_seconds,
         small_files=len(waits),
         small_first_files_per_second=len(waits) / sum(waits) if waits else None,
@@ -156,6 +157,13 @@ def _busy() -> float:
     """Processor seconds that all of this machine has spent. Source: proc_stat(5)."""
     user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _share(busy: float, seconds: float) -> float | None:
+    """How much of all cores `busy` processor seconds are; None where `seconds` are too few ticks to tell."""
+    if seconds * os.sysconf("SC_CLK_TCK") < _TICKS:
+        return None
+    return min(1.0, busy / seconds / (os.cpu_count() or 1))
 
 
 def _each(paths: Sequence[Path], seconds: float) -> list[float]:

@@ -11,8 +11,11 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+from floe.selfbench.disk import drop_pages
 from floe.selfbench.figures import BOUNDED, GREW_NO_MORE, MOST, Step, Store, percentile
 from floe.selfbench.plan import CONNECTIONS, Plan
 from floe.store.objects.base import ObjectStore
@@ -40,6 +43,15 @@ def find_objects(store: ObjectStore, prefix: str, wanted: int, *, looked_at: int
     return enough(found, wanted)
 
 
+def forget(store: ObjectStore, objects: Iterable[Source]) -> None:
+    """Have this machine's page cache forget `objects` of a store in a folder: its disk is to be measured, and not memory."""
+    root = getattr(getattr(store, "inner", store), "root", None)
+    if isinstance(root, Path):
+        for source in objects:
+            with suppress(OSError):
+                drop_pages(root / source.key)
+
+
 def enough(objects: Iterable[Source], wanted: int) -> list[Source]:
     """The largest of `objects`, until `wanted` bytes are together."""
     chosen: list[Source] = []
@@ -59,11 +71,12 @@ def cut(objects: Sequence[Source], length: int) -> list[Range]:
 def measure(
     store: ObjectStore, objects: Sequence[Source], plan: Plan, drop: Callable[[], None] = lambda: None
 ) -> Store:
-    """Read `objects`, at least one; `drop` is called before each step, to empty this machine's page cache of them.
+    """Read `objects`, at least one; `drop` is called before each part of it, to empty this machine's page cache of them.
 
     The store's errors.
     """
     chooser = random.Random(os.urandom(8))
+    drop()
     waits = _latencies(store, objects, plan, chooser)
     ranges = cut(objects, plan.range_bytes)
     chooser.shuffle(ranges)
@@ -95,7 +108,7 @@ def measure(
         gets=len(waits),
         get_median_seconds=percentile(waits, 0.5),
         get_p99_seconds=percentile(waits, 0.99),
-        range_bytes=ranges[0][2],
+        range_bytes=sum(length for _, _, length in ranges) // len(ranges),
         steps=tuple(steps),
         ended=ended,
         saturates_at=saturates_at(steps),

@@ -7,9 +7,9 @@ cannot take in time is not kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from floe.selfbench.figures import GREW_NO_MORE, Cpu, Disk, Mount, Network, Store
+from floe.selfbench.figures import ENOUGH_BYTES, GREW_NO_MORE, Cpu, Disk, Mount, Network, Store
 
 PER_CONNECTION, STORE, LINK, CPU, CACHE_DISK, MOUNT, UNKNOWN = (
     "store_per_connection",
@@ -24,6 +24,8 @@ _OF_LINK = 0.75  # of what an interface claims: the rest are headers
 _OF_EXPECTED = 0.75  # a mount that gives less than this of what its parts give is a limit itself
 _CLOSE = 1.25  # a runner-up within this is named
 _BUSY = 0.85  # of all cores
+# A reading of fewer bytes than ENOUGH_BYTES tells a rate when it lasted so long; but of fewer than these it was one wait or two.
+_ENOUGH_SECONDS, _FEWEST_BYTES = 0.2, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,14 @@ class _Candidate:
 
 
 def judge(found: Measured) -> Verdict:
-    """The verdict; UNKNOWN when the store was not measured."""
-    candidates = _candidates(found)
+    """The verdict, by those figures that tell something; UNKNOWN when none of the store does."""
+    unmeasured = found.store is None
     remarks = tuple(_remarks(found))
+    found = _telling(found)
+    candidates = _candidates(found)
     if found.store is None:
-        sentence = "What binds a first reading here is not known: the store was not measured."
+        why = "the store was not measured" if unmeasured else "too little was read of the store"
+        sentence = f"What binds a first reading here is not known: {why}."
         if candidates:
             sentence += f" Whatever it gives, {_list(candidates)}."
         return Verdict(UNKNOWN, sentence, None, remarks)
@@ -87,9 +92,12 @@ def judge(found: Measured) -> Verdict:
 
 def _of_mount(mount: Mount, parts: list[_Candidate], remarks: tuple[str, ...]) -> Verdict:
     """When none of its parts alone accounts for how slow a mount is."""
-    busy = mount.cpu_share_of_first >= _BUSY
+    share = mount.cpu_share_of_first
+    busy = share is not None and share >= _BUSY
     name = "the processor" if busy else "the mount itself"
-    gives = f"a mount gives {rate(mount.first_bytes_per_second)} with all cores {mount.cpu_share_of_first:.0%} busy"
+    gives = f"a mount gives {rate(mount.first_bytes_per_second)}"
+    if share is not None:
+        gives += f" with all cores {share:.0%} busy"
     sentence = (
         f"Reading 1 GiB for the first time here is bound by {name}: {gives}, while {_list(parts)}. "
         f"{_takes(mount.first_bytes_per_second)}"
@@ -110,6 +118,32 @@ def span(seconds: float) -> str:
     if seconds < 0.001:
         return f"{seconds * 1e6:.0f} µs"
     return f"{seconds * 1e3:.{1 if seconds < 0.1 else 0}f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _telling(found: Measured) -> Measured:
+    """Without a store or mount of which too little was read."""
+    store, mount = found.store, found.mount
+    # Small ranges measure round trips, however many they are: a reader's are large.
+    if store is not None and not (store.range_bytes >= _FEWEST_BYTES and _tells(*_read_of_store(store))):
+        store = None
+    if mount is not None and not _tells(*_read_of_mount(mount)):
+        mount = None
+    return replace(found, store=store, mount=mount)
+
+
+def _tells(read: int, seconds: float) -> bool:
+    return read >= ENOUGH_BYTES or (read >= _FEWEST_BYTES and seconds >= _ENOUGH_SECONDS)
+
+
+def _read_of_store(store: Store) -> tuple[int, float]:
+    """Different bytes and seconds of what gave its best rate."""
+    best = max(store.steps, key=lambda step: step.bytes_per_second)
+    return min(best.bytes, store.objects_bytes), best.seconds
+
+
+def _read_of_mount(mount: Mount) -> tuple[int, float]:
+    """Bytes and seconds of the first reading."""
+    return mount.bytes, mount.bytes / mount.first_bytes_per_second if mount.bytes else 0.0
 
 
 def _candidates(found: Measured) -> list[_Candidate]:
@@ -170,8 +204,31 @@ def _takes(bytes_per_second: float) -> str:
     return f"1 GiB takes about {seconds:.{0 if seconds >= 10 else 1}f} s."
 
 
-def _remarks(found: Measured) -> list[str]:
+def _too_small(found: Measured) -> list[str]:
+    """What was measured, and is not believed."""
     remarks = []
+    telling = _telling(found)
+    if found.store is not None and telling.store is None:
+        read, seconds = _read_of_store(found.store)
+        remarks.append(
+            f"What was read of the store is too small to tell what it gives ({_size(read)} in {span(seconds)}, ranges of "
+            f"{_size(found.store.range_bytes)}): name a larger model, or give --write, a larger --size or more --seconds."
+        )
+    if found.mount is not None and found.mount.from_store and telling.mount is None:
+        read, seconds = _read_of_mount(found.mount)
+        remarks.append(
+            f"What was read of {found.mount.model} is too small to tell what a mount gives ({_size(read)} in {span(seconds)}): "
+            "name a larger model, or give a larger --size or more --seconds."
+        )
+    return remarks
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.2f} MB"
+
+
+def _remarks(found: Measured) -> list[str]:
+    remarks = _too_small(found)
     store, disk, network = found.store, found.disk, found.network
     if store is not None:
         start = f"What reads here and there waits for round trips: the store answers a small read in {span(store.get_median_seconds)}"
@@ -184,7 +241,7 @@ def _remarks(found: Measured) -> list[str]:
                 f"A round trip to {network.endpoint} takes {span(network.tcp_connect_median_seconds)}: of a small read's "
                 "time, most is spent in the store, not on the way."
             )
-    if store is not None and disk is not None:
+    if store is not None and disk is not None and _telling(found).store is not None:
         if disk.read_4kib_median_seconds > store.get_median_seconds:  # reads of the same size, that is
             remarks.append(
                 f"WARNING: a hit costs more than a miss. The cache disk takes {span(disk.read_4kib_median_seconds)} for a small "

@@ -59,8 +59,8 @@ def network(link=None, rtt=0.001):
     return Network("https://s3.example", rtt, "eth0", None if link is None else link * MB)
 
 
-def mount(first, *, from_store=True, busy=0.3):
-    return Mount("llama:8b", from_store, 0.5, 1 << 28, first * MB, busy, 900 * MB, 0, None, None, None)
+def mount(first, *, from_store=True, busy=0.3, size=1 << 28):
+    return Mount("llama:8b", from_store, 0.5, size, first * MB, busy, 900 * MB, 0, None, None, None)
 
 
 def test_the_cache_disk_binds_and_what_that_means_is_said():
@@ -127,6 +127,49 @@ def test_a_mount_that_gives_much_less_than_its_parts_binds_itself():
     assert judge(replace(parts, mount=mount(300, busy=0.97))).limit == verdict.CPU
     # One that was made in the cache directory says nothing of the store.
     assert judge(replace(parts, mount=mount(300, from_store=False))).limit == verdict.STORE
+
+
+def test_a_mount_whose_processor_time_was_too_little_to_tell_says_nothing_of_it():
+    parts = Measured(store([300, 600, 900, 900, 900]), network(), cpu(), disk(), mount(300, busy=None))
+    assert judge(parts).limit == verdict.MOUNT
+    assert "a mount gives 300 MB/s, while" in judge(parts).sentence
+
+
+@pytest.mark.parametrize("size", [0, 60_000, 8 << 20])
+def test_a_mount_of_which_too_little_was_read_binds_nothing(size):
+    small = mount(10.9 if size == 60_000 else 300 if size else 0, busy=1.0, size=size)
+    parts = Measured(store([300, 600, 900, 900, 900]), network(), cpu(), disk())
+    found = judge(replace(parts, mount=small))
+    assert (found.limit, found.sentence) == (verdict.STORE, judge(parts).sentence)
+    assert any("llama:8b is too small to tell" in line for line in found.remarks)
+    # Nothing was to be told of the store by a model that was made.
+    assert judge(replace(parts, mount=replace(small, from_store=False))).remarks == judge(parts).remarks
+
+
+def test_a_slow_mount_is_believed_after_a_while():
+    parts = Measured(store([300, 600, 900, 900, 900]), network(), cpu(), disk())
+    assert judge(replace(parts, mount=mount(5, size=8 << 20))).limit == verdict.MOUNT
+    assert judge(replace(parts, mount=mount(0.2, size=60_000))).limit == verdict.STORE  # a round trip or two
+
+
+def test_a_store_of_which_too_little_was_read_binds_nothing():
+    """A few bytes; a small object, again and again; many small objects; and a plan of few bytes."""
+    whole = store([300, 600, 900, 900, 900], median=0.001)
+    brief = tuple(replace(step, bytes=1_300_000, seconds=0.0014) for step in whole.steps)
+    slow = disk(read=150, small=0.01)
+    parts = Measured(whole, network(), cpu(), slow)
+    assert any("WARNING" in line for line in judge(parts).remarks)
+    for few in (
+        replace(whole, objects=1, objects_bytes=60_000, range_bytes=60_000),
+        replace(whole, objects=1000, range_bytes=60_000),
+        replace(whole, objects=1, objects_bytes=60_000),
+        replace(whole, steps=brief),
+    ):
+        found = judge(replace(parts, store=few))
+        assert (found.limit, found.bytes_per_second) == (verdict.UNKNOWN, None)
+        assert "is not known: too little was read of the store. Whatever it gives, 4 cores" in found.sentence
+        assert any("too small to tell" in line and "--write" in line for line in found.remarks)
+        assert not any("WARNING" in line for line in found.remarks)
 
 
 def test_what_is_close_behind_is_named():
