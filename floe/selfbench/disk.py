@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import random
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from floe.selfbench.figures import Disk, percentile
@@ -27,33 +28,46 @@ def measure(path: Path, size: int, seconds: float) -> Disk:
     NoSpaceError, DiskError.
     """
     with disk_errors(f"measuring the cache disk in {path}"):
-        with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as (fd, direct):
-            source = os.urandom(_PIECE)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            return _measure(fd, path.parent, size, seconds)
+        finally:
+            os.close(fd)
 
-            def write(buffer: mmap.mmap, offset: int) -> int:
-                buffer[:] = source
-                return os.pwrite(fd, buffer, offset)
 
-            begun = time.perf_counter()
-            written = _in_order(write, size, seconds)
-            os.fdatasync(fd)
-            writing = time.perf_counter() - begun
-        drop_pages(path)
-        with _opened(path, os.O_RDONLY) as (fd, _):
+def measure_nameless(folder: Path, size: int, seconds: float) -> Disk:
+    """The same with a file in `folder` that has no name: whatever ends this process, nothing of it stays."""
+    with disk_errors(f"measuring the cache disk in {folder}"), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        return _measure(file.fileno(), folder, size, seconds)
 
-            def read(buffer: mmap.mmap, offset: int) -> int:
-                return os.preadv(fd, [buffer], offset)
 
-            begun = time.perf_counter()
-            got = _in_order(read, written, seconds)
-            reading = time.perf_counter() - begun
-            waits = {}
-            for length in (SMALL, FRAME):
-                if not direct:
-                    drop_pages(path)
-                waits[length] = _at_random(fd, length, written, seconds)
+def _measure(fd: int, folder: Path, size: int, seconds: float) -> Disk:
+    """With an empty file of `folder`, open for both ways."""
+    direct = _past_page_cache(fd)
+    source = os.urandom(_PIECE)
+
+    def write(buffer: mmap.mmap, offset: int) -> int:
+        buffer[:] = source
+        return os.pwrite(fd, buffer, offset)
+
+    def read(buffer: mmap.mmap, offset: int) -> int:
+        return os.preadv(fd, [buffer], offset)
+
+    begun = time.perf_counter()
+    written = _in_order(write, size, seconds)
+    os.fdatasync(fd)
+    writing = time.perf_counter() - begun
+    _drop(fd)
+    begun = time.perf_counter()
+    got = _in_order(read, written, seconds)
+    reading = time.perf_counter() - begun
+    waits = {}
+    for length in (SMALL, FRAME):
+        if not direct:
+            _drop(fd)
+        waits[length] = _at_random(fd, length, written, seconds)
     return Disk(
-        path=str(path.parent),
+        path=str(folder),
         direct=direct,
         bytes=written,
         write_bytes_per_second=written / writing,
@@ -69,27 +83,24 @@ def drop_pages(path: Path) -> None:
     """Have the kernel forget the clean pages of a file."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        _drop(fd)
     finally:
         os.close(fd)
 
 
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[tuple[int, bool]]:
-    """The file, and whether reads and writes go past the page cache: not every file system can."""
-    direct = True
+def _drop(fd: int) -> None:
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _past_page_cache(fd: int) -> bool:
+    """Have reads and writes go past the page cache; False where the file system cannot."""
     try:
-        fd = os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC, 0o600)
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        direct = False
-        # A file system may make the file before it refuses.
-        fd = os.open(path, (flags & ~os.O_EXCL) | os.O_CLOEXEC, 0o600)
-    try:
-        yield fd, direct
-    finally:
-        os.close(fd)
+        return False
+    return True
 
 
 def _in_order(move: Callable[[mmap.mmap, int], int], size: int, seconds: float) -> int:

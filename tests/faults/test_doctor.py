@@ -3,11 +3,13 @@
 import email.utils
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from support.floe_daemons import Daemons
 from support.floe_node import wait_until
 from support.redis_server import RedisServer
 from support.s3gate import S3Gate
+from support.slow_disk import SlowDisk, ext4_disk
 
 from floe.cli.main import main
 from floe.doctor import disk, kernel, units
@@ -379,13 +382,65 @@ def test_a_network_disk_is_named_as_such(model, tmp_path, monkeypatch):
 def test_the_disk_s_speed_beside_the_store_s(doctor, monkeypatch):
     monkeypatch.setattr(disk, "_SECONDS", 0.1)
     assert "nothing to read" in only(doctor("--probe-writes")[1]["cache disk speed"], "ok").text
+    home = Path(os.environ["FLOE_CACHE_DIR"]).parent
+    with ext4_disk(home / "other") as place:
+        monkeypatch.setenv("FLOE_STORE", f"file://{place}/store")
+        put_pack()
+        assert "one connection to the store reads" in doctor("--probe-writes")[1]["cache disk speed"][0].text
+        monkeypatch.setattr(
+            disk.measuring, "measure_nameless", lambda *_: SimpleNamespace(write_bytes_per_second=1000.0)
+        )
+        assert "local SSD" in only(doctor("--probe-writes")[1]["cache disk speed"], "warning").mend
+    assert listing(Path(os.environ["FLOE_CACHE_DIR"])) == []
+
+
+def put_pack():
+    """Into a store that is not retried; what was just put is in this machine's memory, if the store is a folder."""
     store = open_store(os.environ["FLOE_STORE"], retry=False)
     store.put("packs/aa/" + "a" * 64, os.urandom(2 << 20))
-    only_text = doctor("--probe-writes")[1]["cache disk speed"][0].text
-    assert "one connection to the store reads" in only_text
-    monkeypatch.setattr(disk.measuring, "measure", lambda *_: SimpleNamespace(write_bytes_per_second=1000.0))
-    assert "local SSD" in only(doctor("--probe-writes")[1]["cache disk speed"], "warning").mend
-    assert listing(Path(os.environ["FLOE_CACHE_DIR"])) == []
+
+
+def test_a_store_in_a_folder_is_as_fast_as_its_disk_and_not_as_memory(doctor, monkeypatch):
+    monkeypatch.setattr(disk, "_SECONDS", 0.1)
+    put_pack()
+    # Memory reads more than any disk writes; and of one disk, what it writes and reads says nothing of where to put a cache.
+    found = only(doctor("--probe-writes")[1]["cache disk speed"], "ok")
+    assert "the store lies on the same disk" in found.text
+    slow = SlowDisk(Path(os.environ["FLOE_CACHE_DIR"]).parent / "slow")
+    try:
+        monkeypatch.setenv("FLOE_STORE", f"file://{slow.path}/store")
+        put_pack()
+        slow.set(0.0, 8e6)
+        found = only(doctor("--probe-writes")[1]["cache disk speed"], "ok")
+        assert 1 < int(re.search(r"store reads (\d+) MB/s", found.text)[1]) < 16
+    finally:
+        slow.close()
+
+
+def test_a_doctor_that_is_killed_while_it_measures_leaves_nothing_and_what_others_left_goes(doctor, monkeypatch):
+    cache = Path(os.environ["FLOE_CACHE_DIR"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "floe", "doctor", "--probe-writes"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+    def writes():
+        for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                if str(fd.readlink()).startswith(f"{cache}/") and fd.stat().st_blocks:
+                    return True
+        return False
+
+    wait_until(writes)
+    process.kill()
+    process.wait()
+    assert listing(cache) == []
+    for name, age in (("doctor-abcdefgh", 3600), ("doctor-zyxwvuts", 0)):
+        (cache / name).mkdir()
+        (cache / name / "file").write_bytes(bytes(4096))
+        os.utime(cache / name, times=(time.time() - age,) * 2)
+    monkeypatch.setattr(disk, "_SECONDS", 0.1)
+    doctor("--probe-writes")
+    assert [path.name for path in cache.iterdir()] == ["doctor-zyxwvuts"]  # it may be a live one's, of an older Floe
 
 
 def test_what_the_kernel_does_with_short_files(doctor, tmp_path):
