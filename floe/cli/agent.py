@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import floe
 from floe.cli import node, seed
 from floe.cli.context import make_directory, open_cache, open_catalog
-from floe.cli.options import Commands, add_command, add_settings, settings_of
+from floe.cli.options import SIGNING, Commands, add_command, add_settings, settings_of
 from floe.cli.settings import Settings
 from floe.store.errors import FloeError, PreconditionError
 
@@ -30,7 +30,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--wanted", action="store_true", help="only say, by exit status 0 or 1, whether this node has a fleet"
     )
-    add_settings(parser, *AGENT_KEYS, *seed.SETTINGS)
+    add_settings(parser, *AGENT_KEYS, *seed.SETTINGS, "spool_dir", *SIGNING)
     add_settings(parser, "agent_metrics", aliases=("--metrics",))
 
 

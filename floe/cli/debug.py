@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from floe.cli import output
-from floe.cli.options import Commands, add_command, add_commands, add_json, settings_of
+from floe.cli.options import SIGNING, Commands, add_command, add_commands, add_json, add_settings, settings_of
+from floe.cli.settings import KEYS
 from floe.cli.sizes import format_size
 from floe.store.errors import AlreadyExistsError, BadInputError
 
@@ -21,6 +22,7 @@ def add_parser(commands: Commands) -> None:
     text = "Write what is known of this node, without secrets, to one archive."
     bundle = add_command(below, "bundle", text, run_bundle)
     bundle.add_argument("file", metavar="FILE", nargs="?", help="a new .tar.gz (floe-debug-HOST-TIME.tar.gz, here)")
+    add_settings(bundle, "containerd_socket", *SIGNING, *(key for key in KEYS if key.endswith("_metrics")))
     add_json(bundle)
 
 

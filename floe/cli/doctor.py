@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from floe.cli import node, output
-from floe.cli.options import Commands, add_command, add_json, add_settings, settings_of
+from floe.cli.options import SIGNING, Commands, add_command, add_json, add_settings, settings_of
 from floe.cli.settings import Settings
 from floe.store.errors import BadInputError
 
 if TYPE_CHECKING:
     from floe.doctor.finding import Finding, Node
 
+SETTINGS = ("address", "read_deadline", *SIGNING)  # that findings go by, besides those of all commands
 _SECONDS = 20.0
 _CONTAINERD_CONFIG = Path("/etc/containerd/config.toml")
 _MARKS = {"ok": "ok", "skipped": "-", "warning": "WARNING", "error": "ERROR"}
@@ -34,7 +35,7 @@ def add_parser(commands: Commands) -> None:
         "--containerd-config", type=Path, metavar="FILE", help="containerd's (/etc/containerd/config.toml)"
     )
     parser.add_argument("--containerd", type=Path, metavar="FILE", help="containerd's program (containerd on the PATH)")
-    add_settings(parser, "address", "read_deadline")
+    add_settings(parser, *SETTINGS)
     add_json(parser)
 
 

@@ -83,12 +83,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return its exit code."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    deepest: argparse.ArgumentParser = getattr(args, "parser", parser)
+    if unknown:  # argparse itself would show the usage of `floe`, whichever command they follow
+        deepest.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.version:
         return guard(lambda: version.run(argparse.Namespace(json=False)))
     run = getattr(args, "run", None)
     if run is None:
-        deepest: argparse.ArgumentParser = getattr(args, "parser", parser)
         deepest.print_help(sys.stderr)
         return USAGE
     return guard(lambda: run(args))

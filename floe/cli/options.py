@@ -48,7 +48,7 @@ def add_command(
     """A command called `name`, described by `text`, that takes the shared flags; without `run` it has commands below."""
     parser = commands.add_parser(name, help=text[:1].lower() + text[1:].rstrip("."), description=text)
     add_shared(parser)
-    parser.set_defaults(**({"run": run} if run else {"parser": parser}))
+    parser.set_defaults(parser=parser, **({"run": run} if run else {}))
     return parser
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import floe
 from floe.cli import node, output
-from floe.cli.options import Commands, add_command, add_json, settings_of
+from floe.cli.options import TRUSTING, Commands, add_command, add_json, add_settings, settings_of
 from floe.cli.settings import Settings
 from floe.cli.sizes import format_size
 
@@ -27,7 +27,9 @@ _STATES = {
 
 def add_parser(commands: Commands) -> None:
     """Add `floe status`."""
-    add_json(add_command(commands, "status", "Show daemons, mounts, cache and store of this node.", run))
+    parser = add_command(commands, "status", "Show daemons, mounts, cache and store of this node.", run)
+    add_settings(parser, *TRUSTING)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

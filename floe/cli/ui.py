@@ -11,8 +11,8 @@ import sys
 import threading
 from pathlib import Path
 
-from floe.cli import output
-from floe.cli.options import Commands, add_command, settings_of
+from floe.cli import doctor, output
+from floe.cli.options import Commands, add_command, add_settings, settings_of
 from floe.store.errors import AccessDeniedError, BadInputError
 
 _LISTEN = "127.0.0.1:9640"
@@ -28,6 +28,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--listen", default=_LISTEN, metavar="ADDRESS", help=f"IP:PORT, port 0 for any ({_LISTEN})")
     text = "a file with the token that browsers must give; without it one is made, unless only this machine can connect"
     parser.add_argument("--token-file", type=Path, metavar="FILE", help=text)
+    add_settings(parser, "containerd_socket", *doctor.SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -156,6 +156,41 @@ def test_wrong_use_exits_2_with_a_message(argv, capfd, monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("argv", "usage"),
+    [
+        (["--frobnicate"], "floe"),
+        (["ui", "--loop", "never"], "floe ui"),
+        (["status", "once"], "floe status"),
+        (["model", "ls", "--frobnicate"], "floe model ls"),
+        (["indexer", "status", "--workers", "2"], "floe indexer status"),
+    ],
+)
+def test_an_argument_that_a_command_does_not_know_is_answered_with_its_own_usage(argv, usage, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    unknown = " ".join(word for word in argv if f" {word}" not in f" {usage}")
+    assert said.startswith(f"floe: error: unrecognized arguments: {unknown}\nfloe: hint: usage: {usage} [-h]")
+
+
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [
+        ("ui", ("containerd_socket", "address", "read_deadline", "signing_key", "trusted_keys")),
+        ("status", ("trusted_keys",)),
+        ("doctor", ("address", "read_deadline", "signing_key", "trusted_keys")),
+        ("agent", ("containerd_socket", "spool_dir", "signing_key", "trusted_keys")),
+        ("debug bundle", ("containerd_socket", "signing_key", "trusted_keys", "packfs_metrics", "csi_metrics")),
+    ],
+)
+def test_what_looks_at_a_node_takes_the_settings_that_it_goes_by_after_its_name(command, keys):
+    for key in keys:
+        found = build_parser().parse_args([*command.split(), f"--{flag_name(key)}", "x"])
+        assert getattr(found, key) == "x"
+
+
 def test_settings_may_stand_before_and_after_the_command():
     parser = build_parser()
     before = parser.parse_args(["--store", "file:///a", "--run-dir=/r", "model", "--index", "none", "ls"])

@@ -13,6 +13,7 @@ from floe.agent.daemon import agent_metrics
 from floe.cli import packfs_metrics, settings
 from floe.cli.completion import words_of
 from floe.cli.main import build_parser
+from floe.cli.options import SIGNING
 from floe.csi import daemon as csi_daemon
 from floe.fuse.errno_map import ERRNO
 from floe.indexer import metrics as indexer_metrics
@@ -60,6 +61,34 @@ def code(cell):
 
 def column(text, header):
     return [word for row in rows(text, header) for word in code(row[0])]
+
+
+# What the last column of the settings' table calls commands, where it is not their last word.
+COMMANDS = {
+    "mount": ("model mount",),
+    "show": ("model show", "image show"),
+    "containerd": ("containerd configure",),
+    "detach and weights": ("image detach", "image weights"),
+    "reading": ("packfs", "model mount", "bench", "model export"),
+    # Of publishing commands each takes what it needs of the others, but all sign.
+    "publishing": (
+        *("model push", "model publish", "model copy", "model tag", "model sign", "image index", "image attach"),
+        *("image detach", "image sign", "bento push", "bento image", "indexer", "seed"),
+    ),
+}
+
+
+def test_the_flag_of_a_setting_may_follow_each_command_that_the_table_names():
+    tree = {command: {word.text for word in words} for command, words in words_of(build_parser()).items()}
+    by_word = {command.rpartition(" ")[2]: (command,) for command in tree if not command.startswith("image ")}
+    everywhere = ("all", "all but packfs, bench", "all but bench", "commands, packfs")
+    for row in rows(OPERATIONS, "key"):
+        (key,), users = code(row[0]), row[3]
+        for name in [] if users in everywhere else users.split(", "):
+            if name == "publishing" and key not in SIGNING:
+                continue
+            for command in COMMANDS.get(name) or by_word.get(name) or (name if name in tree else f"image {name}",):
+                assert f"--{settings.flag_name(key)}" in tree[command], (key, command)
 
 
 def test_the_table_of_settings_is_whole_and_its_defaults_are_the_code_s():
