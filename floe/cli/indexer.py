@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from floe.cli import output, signatures
 from floe.cli.context import make_spool, open_catalog
 from floe.cli.options import PUSHING, Commands, add_command, add_commands, add_json, add_settings, settings_of
-from floe.cli.settings import Settings
+from floe.cli.settings import Settings, flag_name
 from floe.cli.sizes import format_seconds, parse_seconds
 from floe.store.errors import BadInputError
 
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 _SETTINGS = ("image_policy", "image_grace", "registry_config", *PUSHING)
 _SHOWN = 20  # failures, for people
 _LEAST_SWEEP = 1.0  # seconds
+_OF_WEBHOOK = ("webhook_secret", "webhook_registry")
 
 
 def add_parser(commands: Commands) -> None:
@@ -61,16 +62,21 @@ def run(args: argparse.Namespace) -> int:
         raise BadInputError(f"--sweep {args.sweep}: at least {_LEAST_SWEEP:g} s")
     if args.webhook and not args.webhook_secret:
         raise BadInputError("--webhook needs a secret", hint="give --webhook-secret FILE")
+    if not args.webhook and (lone := [name for name in _OF_WEBHOOK if getattr(args, name)]):
+        flag = f"--{flag_name(lone[0])}"
+        raise BadInputError(f"{flag} says nothing without --webhook", hint=f"add --webhook :8080, or leave {flag} out")
     settings = settings_of(args, daemon=True)
     from floe.indexer.events import check_registry  # noqa: PLC0415 - lazy: keeps --help fast
     from floe.indexer.metrics import serving  # noqa: PLC0415 - likewise
-    from floe.indexer.webhook import Webhook, parse_listen  # noqa: PLC0415 - likewise
+    from floe.indexer.webhook import Webhook, parse_listen, read_secret  # noqa: PLC0415 - likewise
     from floe.indexer.worker import Indexer, IndexerConfig  # noqa: PLC0415 - likewise
     from floe.store.process import sd_notify  # noqa: PLC0415 - likewise
     from floe.store.stopsignal import stop_signal  # noqa: PLC0415 - likewise
 
     listen = parse_listen(args.webhook) if args.webhook else None
     registry = check_registry(args.webhook_registry) if args.webhook_registry else None
+    if listen is not None:
+        read_secret(Path(args.webhook_secret))  # before the store is made or Redis asked for anything
     make_spool(settings)
     signatures.warn_unsigned(settings, "what is indexed")
     config = IndexerConfig(

@@ -40,7 +40,10 @@ def read_secret(path: Path) -> bytes:
     try:
         secret = path.read_bytes().strip()
     except OSError as error:
-        raise AccessDeniedError(f"cannot read the webhook's secret in {path}: {error.strerror}") from error
+        hint = "let this user read it, or give another file"
+        if isinstance(error, FileNotFoundError):
+            hint = f"make one, and give its line to the registries: openssl rand -hex 32 > {path}"
+        raise AccessDeniedError(f"cannot read the webhook's secret in {path}: {error.strerror}", hint=hint) from error
     if len(secret) < _SECRET_BYTES or not secret.isascii() or b"\n" in secret:
         raise BadInputError(
             f"{path} holds no secret of at least {_SECRET_BYTES} ASCII characters on one line",

@@ -41,10 +41,10 @@ def is_hexdigest(text: str) -> bool:
     return _HEX64.fullmatch(text) is not None
 
 
-def check_hexdigest(text: str, what: str = "digest") -> str:
+def check_hexdigest(text: str, what: str = "digest", *, hint: str = "") -> str:
     """`text` itself; BadInputError when it is not a Floe digest."""
     if not is_hexdigest(text):
-        raise BadInputError(f"{what} {text!r} is not 64 lowercase hex digits")
+        raise BadInputError(f"{what} {text!r} is not 64 lowercase hex digits", hint=hint)
     return text
 
 
@@ -103,7 +103,9 @@ class ModelRef:
         """Parse what a user typed; BadInputError says which part is wrong and what is allowed."""
         name, at, digest_text = text.partition("@")
         if at:
-            return cls(_check_name(name, text), None, check_hexdigest(digest_text, "model digest"))
+            _check_name(name, text)
+            hint = f"give a whole digest: `floe model history {name}` and `floe model ls --json` print them"
+            return cls(name, None, check_hexdigest(digest_text, "model digest", hint=hint))
         name, colon, tag = text.partition(":")
         _check_name(name, text)
         if not colon:

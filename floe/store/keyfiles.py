@@ -137,7 +137,10 @@ def _write(path: Path, data: bytes, mode: int) -> None:
         raise AlreadyExistsError(f"{path} is there already", hint="give another name") from error
     except OSError as error:
         kind: type[FloeError] = AccessDeniedError if isinstance(error, PermissionError) else BadInputError
-        raise kind(f"{path} cannot be written: {error.strerror}") from error
+        hint = "give a file in a directory that you may write to"
+        if isinstance(error, FileNotFoundError):
+            hint = f"make the directory first: mkdir -p {path.parent}"
+        raise kind(f"{path} cannot be written: {error.strerror}", hint=hint) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

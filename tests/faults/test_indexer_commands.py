@@ -94,7 +94,12 @@ def test_once_ends_at_a_queue_that_refuses_it(tmp_path):
     [
         (("indexer", "--webhook", ":0"), "--webhook needs a secret"),
         (("indexer", "--sweep", "0.1"), "--sweep 0.1"),
-        (("indexer", "--webhook-registry", "registry"), "no registry as images' names have it"),
+        (("indexer", "--webhook-secret", "/nosuch"), "--webhook-secret says nothing without --webhook"),
+        (("indexer", "--webhook-registry", "host:5000"), "--webhook-registry says nothing without --webhook"),
+        (
+            ("indexer", "--webhook", ":0", "--webhook-secret", "/nosuch", "--webhook-registry", "registry"),
+            "no registry as images' names have it",
+        ),
         (("indexer", "status", "--index", "none"), "has no queue"),
         (("image", "index", "--queue", "oci:/some/folder"), "cannot be indexed by another machine"),
         (("seed", "--once"), "seeding is off"),
@@ -104,3 +109,16 @@ def test_once_ends_at_a_queue_that_refuses_it(tmp_path):
 def test_what_cannot_be_done_is_said(words, said, capsys):
     assert main(list(words)) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("queue")
+@pytest.mark.parametrize(
+    ("secret", "said"),
+    [("nosuch", "openssl rand -hex 32 > "), ("", "Is a directory\nfloe: hint: let this user read it")],
+)
+def test_a_secret_that_cannot_be_read_is_said_with_what_to_do_before_anything_is_made(secret, said, tmp_path, capsys):
+    store = f"file://{tmp_path}/new"
+    argv = ("indexer", "--store", store, "--webhook", ":0", "--webhook-secret", str(tmp_path / secret), "--once")
+    assert main(list(argv)) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

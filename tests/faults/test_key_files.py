@@ -50,6 +50,16 @@ def test_no_key_is_ever_replaced(tmp_path, there):
     assert [path.name for path in tmp_path.iterdir()] == [there]
 
 
+def test_a_key_in_a_missing_directory_and_below_a_file(tmp_path):
+    with pytest.raises(BadInputError, match="No such file") as caught:
+        create_key(tmp_path / "keys" / "k")
+    assert caught.value.hint == f"make the directory first: mkdir -p {tmp_path}/keys"
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInputError, match="Not a directory") as caught:
+        create_key(tmp_path / "file" / "k")
+    assert "a directory that you may write to" in caught.value.hint
+
+
 def test_a_key_whose_public_half_cannot_be_written_is_not_left(tmp_path, monkeypatch):
     write = keyfiles._write
 

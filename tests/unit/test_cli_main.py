@@ -191,6 +191,14 @@ def test_what_looks_at_a_node_takes_the_settings_that_it_goes_by_after_its_name(
         assert getattr(found, key) == "x"
 
 
+def test_part_of_a_digest_is_answered_with_who_prints_whole_ones(capsys):
+    """`floe model ls` shows twelve digits."""
+    assert main(["model", "show", "--config=", "llama@6a63abca0e21"]) == 2
+    said = capsys.readouterr().err
+    assert "is not 64 lowercase hex digits" in said
+    assert "`floe model history llama` and `floe model ls --json`" in said
+
+
 def test_settings_may_stand_before_and_after_the_command():
     parser = build_parser()
     before = parser.parse_args(["--store", "file:///a", "--run-dir=/r", "model", "--index", "none", "ls"])
