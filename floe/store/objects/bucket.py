@@ -1,12 +1,16 @@
 """What the stores in buckets share: requests through obstore, errors in Floe's words, credentials that change.
 
 A request that the server refuses because of its credentials is made again when their source has others by then.
+
+obstore's threads, and the epoll that they wait at, are one for the whole process. A forked child has the epoll without the
+threads: a request there is never answered, and may crash the parent. So it is refused; ranges can be read all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,14 +27,16 @@ from floe.store.errors import (
     DamagedError,
     FloeError,
     NotFoundError,
+    RangeError,
     StoreMissingError,
+    UnsupportedError,
 )
 from floe.store.ids import Buffer
 from floe.store.objects.address import read_certificates
 from floe.store.objects.answers import Answer, Place, error_of, from_text
 from floe.store.objects.base import ObjectInfo, Range
 from floe.store.objects.credentials import ATTEMPTS, RenewableCredentials, Supply
-from floe.store.objects.http_ranges import HTTPRanges, Location
+from floe.store.objects.http_ranges import HTTPRange, HTTPRanges, Location
 from floe.store.objects.keys import check_key, check_prefix, check_range, check_whole, short_object
 from floe.store.objects.multipart import PART, Multipart, Uploads
 from floe.store.objects.source import open_source
@@ -48,12 +54,47 @@ _CONFLICTS = (obstore.exceptions.AlreadyExistsError, obstore.exceptions.Precondi
 _CAUGHT = (obstore.exceptions.BaseError, OSError, ValueError)
 
 
+class _Threads:
+    """obstore's: whether they have `begun` in this process, or were `lost` since it was forked from one where they had."""
+
+    begun = lost = False
+
+    def leave_to_parent(self) -> None:
+        """Called in a forked child."""
+        self.lost = self.begun
+
+    def check(self) -> None:
+        """UnsupportedError where no request would be answered."""
+        if self.lost:
+            raise UnsupportedError(
+                "this process was forked from one that had used a bucket, and can make no requests to one",
+                hint="start such processes with spawn or forkserver, or fork before the first use of a bucket",
+            )
+
+
+_threads = _Threads()
+check_threads = _threads.check
+os.register_at_fork(after_in_child=_threads.leave_to_parent)
+
+
 @dataclass(frozen=True)
 class _Opened:
     """An obstore store, and where it has its credentials from."""
 
-    bucket: Any
+    store: Any
     supply: Supply
+
+    @property
+    def bucket(self) -> Any:
+        """The store, for requests. UnsupportedError in a child that can make none."""
+        _threads.check()
+        return self.signer
+
+    @property
+    def signer(self) -> Any:
+        """The store, for signatures: they begin the threads, but ask nothing of them."""
+        _threads.begun = True
+        return self.store
 
 
 class BucketStore:
@@ -118,6 +159,8 @@ class BucketStore:
         if length is None:
             return memoryview(self._request(key, lambda bucket: _read_whole(bucket, key)[0]))
         wanted = length
+        if _threads.lost:
+            return self._read_alone(HTTPRange(self._ranges, key, start, wanted), key, start, wanted)
         data = self._request(
             key, lambda bucket: bucket.get_range(key, start=start, length=wanted), asked=(start, wanted)
         )
@@ -135,6 +178,13 @@ class BucketStore:
         check_key(key)
         if not length:
             return b""
+        if _threads.lost:
+            alone = HTTPRange(self._ranges, key, start, length)
+            try:
+                return await asyncio.to_thread(self._read_alone, alone, key, start, length)
+            except asyncio.CancelledError:
+                alone.abort()
+                raise
         for attempt in range(ATTEMPTS):
             opened, handed = self._opened, self._opened.supply.last
             try:
@@ -228,6 +278,26 @@ class BucketStore:
         """See ObjectStore.close; obstore has nothing to close."""
         self._ranges.close()
         self.multipart.close()
+
+    def _read_alone(self, wanted: HTTPRange, key: str, start: int, length: int) -> Buffer:
+        """A range without obstore's threads, and so without a rest from failures: there is no other way.
+
+        RangeError, which may pass, where it fails and nobody says why.
+        """
+        data = memoryview(bytearray(length))
+        try:
+            wanted.readinto(data)
+        except RangeError:
+            if wanted.proxied:
+                _threads.check()
+            if wanted.refused == 416:
+                raise short_object(key, start, length) from None
+            if wanted.refused is not None:
+                raise self.refusal(Answer(wanted.refused, "", f"HTTP status {wanted.refused}"), key) from None
+            raise
+        finally:
+            wanted.close()
+        return data
 
     # What subclasses know
 

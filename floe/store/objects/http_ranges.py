@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -39,7 +40,11 @@ class Location(NamedTuple):
 
 
 class HTTPRange:
-    """Bytes [start, start + length) of an object, in order, asked for by the first read. For one thread, but `abort` for any."""
+    """Bytes [start, start + length) of an object, in order, asked for by the first read. For one thread, but `abort` for any.
+
+    After a RangeError `refused` may have an HTTP status, 416 also where the object ends within the range; `proxied`: a proxy
+    is to be asked instead.
+    """
 
     def __init__(self, ranges: HTTPRanges, key: str, start: int, length: int) -> None:
         self._ranges = ranges
@@ -49,7 +54,8 @@ class HTTPRange:
         self._connection: http.client.HTTPConnection | None = None
         self._response: http.client.HTTPResponse | None = None
         self._lock = threading.Lock()  # so that what was given back is not shut down: another request has it
-        self.aborted = False
+        self.aborted = self.proxied = False
+        self.refused: int | None = None
 
     def readinto(self, buffer: memoryview) -> None:
         """Fill `buffer` with what comes next. RangeError when that cannot be had this way."""
@@ -78,9 +84,13 @@ class HTTPRange:
         connection.request("GET", target, headers={**headers, "Range": asked})
         response = connection.getresponse()
         if response.status != http.client.PARTIAL_CONTENT:
+            self.refused = response.status
             raise RangeError(f"the server answered {response.status}")
         described = response.getheader("Content-Range") or ""
         if response.length != self._length or not described.startswith(f"{asked.replace('=', ' ')}/"):
+            size = described.rpartition("/")[2]
+            if size.isdecimal() and int(size) < self._start + self._length:
+                self.refused = http.client.REQUESTED_RANGE_NOT_SATISFIABLE  # as is said of what begins past the end
             raise RangeError("the server answered another range")
         self._response = response
 
@@ -120,6 +130,7 @@ class HTTPRanges:
         self._idle: dict[tuple[str, str], deque[tuple[float, http.client.HTTPConnection]]] = {}
         self._proxied: dict[str, bool] = {}
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._rest_until = 0.0
         self._rest = _REST
 
@@ -164,7 +175,8 @@ class HTTPRanges:
         parts = urlsplit(location.url)
         host = parts.hostname or ""
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        if self._is_proxied(parts.scheme, host):
+        wanted.proxied = self._is_proxied(parts.scheme, host)
+        if wanted.proxied:
             raise RangeError("there is a proxy")
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         headers = {"Host": parts.netloc, **location.headers}
@@ -183,6 +195,8 @@ class HTTPRanges:
         old = []
         found = None
         with self._lock:
+            if self._pid != os.getpid():  # forked: a parent's connections bring its answers
+                self._idle, self._pid = {}, os.getpid()
             idle = self._idle.get((scheme, address))
             while idle and found is None:
                 since, connection = idle.pop()

@@ -20,7 +20,7 @@ from obstore.store import S3Store as Bucket
 from floe.store.errors import ConflictError, NotFoundError, RangeError, StoreMissingError, UnsupportedError
 from floe.store.ids import Buffer
 from floe.store.objects.answers import Place
-from floe.store.objects.bucket import BucketStore
+from floe.store.objects.bucket import BucketStore, check_threads
 from floe.store.objects.http_ranges import Location
 from floe.store.objects.multipart import Uploads
 from floe.store.objects.s3_address import S3Address
@@ -65,6 +65,7 @@ class S3Store(BucketStore):
             try:
                 return super().put_if(key, data, version)
             except UnsupportedError as error:
+                check_threads()  # that is no word of the server's
                 self.refuses_conditions = True
                 _log.warning("%s; of two writers of one ref at the same moment one may be lost unseen", error)
         return self._put_compared(key, data, version)
@@ -92,7 +93,7 @@ class S3Store(BucketStore):
             found = self._signed.get(key)
             if found is None or found[0] is not opened:
                 try:
-                    url = obstore.sign(opened.bucket, "GET", key, expires_in=_SIGNED_FOR)
+                    url = obstore.sign(opened.signer, "GET", key, expires_in=_SIGNED_FOR)
                 except (obstore.exceptions.BaseError, ValueError) as error:
                     raise RangeError(f"{key} has no signed URL: {type(error).__name__}") from None
                 found = self._signed[key] = (opened, str(url))
