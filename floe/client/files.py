@@ -17,6 +17,7 @@ class ModelFile(io.RawIOBase):
     """Reads the file at `entry`; every byte is verified. For one thread; the store's errors are raised as they are.
 
     `served` opens a reader of some packs that is this file's own, and is closed with it; where it gives None, `shared` reads.
+    `check` raises when neither should any more.
     """
 
     def __init__(
@@ -25,9 +26,10 @@ class ModelFile(io.RawIOBase):
         entry: Entry,
         served: Callable[[Collection[str]], Reader | None],
         shared: Callable[[], Reader],
+        check: Callable[[], None],
     ) -> None:
         super().__init__()
-        self._tree, self._open_served, self._shared = tree, served, shared
+        self._tree, self._open_served, self._shared, self._check_store = tree, served, shared, check
         self._inode = tree.inode(entry)
         self._served: Reader | None = None
         self._pid = 0  # the process that _served reads in
@@ -78,6 +80,7 @@ class ModelFile(io.RawIOBase):
         super().close()
 
     def _reader(self) -> Reader:
+        self._check_store()
         if self._pid != os.getpid():
             # Of a parent's nothing is closed: its threads stayed there.
             image, inode = self._tree.image, self._inode

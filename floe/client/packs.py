@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 
 from floe.cli.model_mount import source
@@ -42,8 +41,3 @@ def own_reader(settings: Settings) -> Reader:
     except BusyError as error:
         hint = "a pack filesystem uses it: read as the user it runs for, or give another cache_dir"
         raise BusyError(str(error), hint=hint) from error
-
-
-def in_child(pid: int) -> bool:
-    """Whether this process was forked from the one with that number: its threads, and so its readers, stayed behind."""
-    return os.getpid() != pid

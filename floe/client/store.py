@@ -6,12 +6,13 @@ import io
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from floe.cli import model_mount
 from floe.cli.context import make_spool, open_cache, open_catalog
@@ -21,7 +22,7 @@ from floe.cli.settings import load as load_settings
 from floe.cli.umount import unmount
 from floe.client.export import Exported, export_tree
 from floe.client.files import BUFFER, ModelFile
-from floe.client.packs import in_child, own_reader, served_reader
+from floe.client.packs import own_reader, served_reader
 from floe.client.tree import DIRECTORY, Entry, TreePaths
 from floe.store.catalog import Catalog
 from floe.store.erofs_inodes import Inodes
@@ -74,15 +75,21 @@ class Mounted:
 
 
 class Store:
-    """A store of models; see `open_store`. Thread-safe; usable after a fork. Close it, or use it in a `with` block."""
+    """A store of models; see `open_store`. Thread-safe. Close it, or use it in a `with` block.
+
+    After a fork the child's models read on; it has all else, too, unless its parent had used a bucket: then what asks one
+    is an UnsupportedError. Pickled, it is opened anew elsewhere, with the same settings.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._lock = threading.Lock()  # guards what follows, also while a reader is opened
         self._stack = ExitStack()
-        self._catalog: Catalog = self._stack.enter_context(open_catalog(settings, trusting=True))
-        self._lock = threading.Lock()  # guards the two below, also while a reader is opened
+        self._opened: Catalog | None = self._stack.enter_context(open_catalog(settings, trusting=True))
         self._reader: Reader | None = None
-        self._pid = os.getpid()
+        self._closed = False
+        self._url = self._opened.store.url
+        _stores.add(self)
 
     def __enter__(self) -> Store:
         return self
@@ -91,17 +98,47 @@ class Store:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<floe store {self._catalog.store.url}>"
+        return f"<floe store {self._url}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        self.check_open()
+        return _unpickled_store, (self.settings,)
 
     def close(self) -> None:
         """Give up connections and the cache. Models and files of it cannot be read afterwards."""
-        if in_child(self._pid):
-            return  # the parent's
         with self._lock:
+            self._closed = True
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
             self._stack.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def check_open(self) -> None:
+        """BadInputError when it was closed. For this package."""
+        if self._closed:
+            raise BadInputError("the store is closed", hint="read inside the with block, or open the store again")
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: what is open is the parent's, and its threads stayed there. For this package."""
+        _inherited.extend((self._reader, self._stack))
+        self._lock, self._stack = threading.Lock(), ExitStack()
+        self._reader = self._opened = None
+
+    @property
+    def _catalog(self) -> Catalog:
+        self.check_open()
+        if (opened := self._opened) is not None:
+            return opened  # without the lock: nobody waits here for a reader that is opened
+        with self._lock:
+            self.check_open()
+            if self._opened is None:
+                self._opened = self._stack.enter_context(open_catalog(self.settings, trusting=True))
+            return self._opened
 
     def models(self) -> list[ModelInfo]:
         """All tags of all models, in order. DamagedError, NotFoundError: the manifest of one cannot be read."""
@@ -116,9 +153,13 @@ class Store:
         Fetches the tree, no content. NotFoundError: no such model. UntrustedError: trusted keys are set and none signed it.
         """
         ref, _ = parse_model(name)
-        digest, manifest = self._catalog.resolve_model(ref)
-        cache = open_cache(self.settings)
-        tree = TreeStore(self._catalog.store, cache).fetch(manifest.tree.digest, _DEADLINE)
+        return self.version(ref, ref)
+
+    def version(self, ref: ModelRef, wanted: ModelRef) -> Model:
+        """The model `wanted`, called `ref`. For this package."""
+        catalog = self._catalog
+        digest, manifest = catalog.resolve_model(wanted)
+        tree = TreeStore(catalog.store, open_cache(self.settings)).fetch(manifest.tree.digest, _DEADLINE)
         return Model(self, ref, digest, manifest, tree)
 
     def push(
@@ -132,6 +173,7 @@ class Store:
         """Store a directory as NAME[:TAG]. BadInputError, NotFoundError: the directory; ConflictError: moved meanwhile."""
         from floe.ingest.model import push_model  # noqa: PLC0415 - only writers need it
 
+        self.check_open()
         ref, own = parse_tagged(name)
         given = dict(parse_label(f"{key}={value}") for key, value in (labels or {}).items())
         make_spool(self.settings)
@@ -150,8 +192,7 @@ class Store:
     def reader(self) -> Reader:
         """Who reads packs through the cache in this process. For this package."""
         with self._lock:
-            if in_child(self._pid):
-                self._reader, self._pid = None, os.getpid()
+            self.check_open()
             if self._reader is None:
                 self._reader = own_reader(self.settings)
             return self._reader
@@ -169,7 +210,10 @@ class Store:
 
 
 class Model:
-    """One version of a model, read from the store as it is needed, without a mount. Thread-safe."""
+    """One version of a model, read from the store as it is needed, without a mount. Thread-safe.
+
+    Pickled, it is the same version elsewhere, of a store with the same settings, which stays open as long as the process.
+    """
 
     def __init__(self, store: Store, ref: ModelRef, digest: str, manifest: Manifest, tree: LocalTree) -> None:
         self.ref = ref
@@ -184,7 +228,11 @@ class Model:
     def __repr__(self) -> str:
         return f"<floe model {self.ref} {self.digest[:12]}>"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unpickled_model, (self._store, self.ref, self.digest)
+
     def _open_served(self, packs: Collection[str] | None = None) -> Reader | None:
+        self._store.check_open()
         return served_reader(self._store.settings, self._local, packs)
 
     def ls(self, path: str = "") -> list[Entry]:
@@ -199,6 +247,15 @@ class Model:
         """What is at a path, symlinks followed. NotFoundError."""
         return self._tree.find(path)
 
+    @overload
+    def open(self, path: str, *, buffering: Literal[0]) -> ModelFile: ...
+
+    @overload
+    def open(self, path: str) -> io.BufferedReader: ...
+
+    @overload
+    def open(self, path: str, *, buffering: int) -> io.BufferedReader | ModelFile: ...
+
     def open(self, path: str, *, buffering: int = BUFFER) -> io.BufferedReader | ModelFile:
         """A file for reading bytes; `buffering`: bytes read at once for small reads, 0 for none. NotFoundError.
 
@@ -207,7 +264,7 @@ class Model:
         entry = self._tree.find(path)
         if entry.kind == DIRECTORY:
             raise BadInputError(f"{path!r} in {self.ref} is a directory")
-        file = ModelFile(self._tree, entry, self._open_served, self._store.reader)
+        file = ModelFile(self._tree, entry, self._open_served, self._store.reader, self._store.check_open)
         return io.BufferedReader(file, buffering) if buffering else file
 
     def read(self, path: str) -> bytes:
@@ -243,16 +300,52 @@ class Model:
 def open_store(url: str | None = None, *, config: str | None = None, **settings: object) -> Store:
     """The store at `url`; without one, the one that `floe` uses: FLOE_STORE, the settings file, the built-in default.
 
-    `settings` are those of docs/OPERATIONS.md, by key (`cache_dir="/data/cache"`); `config` is a settings file, "" for
-    none. Nothing is fetched yet. BadInputError: a setting that is not known, or wrong.
+    `settings` are those of docs/OPERATIONS.md, by key (`cache_dir="/data/cache"`), lists and tables as a settings file has
+    them; None leaves one as it is. `config` is a settings file, "" for none. Nothing is fetched yet. BadInputError: a
+    setting that is not known, or wrong.
     """
-    flags = {key: value if isinstance(value, int) else str(value) for key, value in settings.items()}
+    flags = {key: _plain(value) for key, value in settings.items()}
     unknown = sorted(set(flags) - {*Settings.__dataclass_fields__})
     if unknown:
         raise BadInputError(f"there is no setting {unknown[0]!r}", hint="docs/OPERATIONS.md lists them")
     if url is not None:
         flags["store"] = url
     return Store(load_settings(flags, os.environ, config, defaults_for(os.geteuid(), os.environ)))
+
+
+def _plain(value: object) -> object:
+    """A setting as a file would give it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, int) else str(value)
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()  # all of them, to be told of a fork
+_inherited: list[
+    object
+] = []  # what a parent's threads may have been at work with, kept since nothing of it can be closed
+_unpickled: dict[Settings, Store] = {}  # one of each, since nobody closes them
+
+
+def _leave_to_parent() -> None:
+    for store in list(_stores):
+        store.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _unpickled_store(settings: Settings) -> Store:
+    found = _unpickled.get(settings)
+    if found is None or found.closed:
+        found = _unpickled[settings] = Store(settings)
+    return found
+
+
+def _unpickled_model(store: Store, ref: ModelRef, digest: str) -> Model:
+    return store.version(ref, ModelRef(ref.name, None, digest))
 
 
 def _info(ref: ModelRef, digest: str, updated: str, manifest: Manifest) -> ModelInfo:

@@ -6,11 +6,15 @@ import asyncio
 import errno
 import io
 import json
+import multiprocessing
+import operator
 import os
 import pickle
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import fsspec
@@ -18,6 +22,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from safetensors.numpy import save, save_file
+from support.signing import signer
 from support.somestore import catalog, google, url
 
 import floe
@@ -192,6 +197,162 @@ def test_a_child_reads_on_when_its_parent_has_ended_and_so_do_others(store, opti
     for _ in range(2):
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
         assert done.stdout.strip() == str((tmp_path / "m" / "large").stat().st_size), done.stderr
+
+
+@FOLDER
+def test_a_closed_store_stays_closed(store, options, tmp_path):
+    make(tmp_path / "m")
+    store.push(tmp_path / "m", "iris")
+    model = store.model("iris")
+    file = model.open("large", buffering=0)
+    assert file.read(10) == (tmp_path / "m" / "large").read_bytes()[:10]
+    before = {*threading.enumerate()}
+    store.close()
+    store.close()
+    for call in (
+        lambda: model.read("config.json"),
+        lambda: model.export(tmp_path / "out"),
+        lambda: dict(model.tensors()),
+        lambda: file.read(10),
+        store.models,
+        lambda: store.model("iris"),
+        lambda: store.push(tmp_path / "m", "iris"),
+        lambda: store.mount("iris", tmp_path / "mnt"),
+        store.reader,
+    ):
+        with pytest.raises(BadInputError, match="the store is closed") as refused:
+            call()
+        assert "with block" in refused.value.hint
+    assert {*threading.enumerate()} <= before
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "mnt").exists()
+    # Nothing holds the cache: it may be another store's.
+    given = {**options, "store": f"file://{tmp_path}/other"}
+    with floe.open_store(given.pop("store"), **given) as other:
+        other.push(tmp_path / "m", "iris")
+        assert other.model("iris").read("config.json") == b'{"hidden": 128}'
+
+
+def test_settings_are_given_as_in_a_file(tmp_path):
+    given = {
+        "index": "none",
+        "trusted_keys": [str(signer(1).public), str(signer(2).public)],
+        "cache_dirs": (tmp_path / "a", f"{tmp_path}/b"),
+        "model_policy": [{"name": "llama/*", "pin": True, "share": "40GiB"}, {"name": "iris"}],
+        "node_labels": {"zone": "a"},
+        "cache_size": 1 << 30,
+        "store_timeout": 2.5,
+        "signing_key": None,
+    }
+    home = tmp_path / "floe.toml"
+    home.write_text(f"""
+index = "none"
+trusted_keys = {json.dumps(given["trusted_keys"])}
+cache_dirs = ["{tmp_path}/a", "{tmp_path}/b"]
+model_policy = [{{name = "llama/*", pin = true, share = "40GiB"}}, {{name = "iris"}}]
+node_labels = {{zone = "a"}}
+cache_size = 1073741824
+store_timeout = 2.5
+""")
+    place = f"file://{tmp_path}/store"
+    with floe.open_store(place, config="", **given) as ours, floe.open_store(place, config=str(home)) as theirs:
+        assert ours.settings == theirs.settings
+    with pytest.raises(BadInputError, match="names no keys"):
+        floe.open_store(place, config="", trusted_keys=[])
+
+
+@NOT_MEMORY
+def test_a_model_goes_to_a_spawned_process(store, tmp_path):
+    """As to the workers of a torch DataLoader with multiprocessing_context="spawn"."""
+    make(tmp_path / "m")
+    store.push(tmp_path / "m", "org/iris:v1")
+    model = store.model("org/iris:v1")
+    (tmp_path / "m" / "config.json").write_text("{}")
+    store.push(tmp_path / "m", "org/iris:v1")  # the model stays what it was
+    assert model.read("config.json") == b'{"hidden": 128}'
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for path in ("config.json", "large", "sub/table.csv"):
+            read = pool.submit(operator.methodcaller("read", path), model)
+            assert read.result(60) == model.read(path)
+    again, other = pickle.loads(pickle.dumps(model)), pickle.loads(pickle.dumps(model))
+    assert (again.ref, again.digest, again.read("config.json")) == (model.ref, model.digest, b'{"hidden": 128}')
+    assert again._store is other._store is pickle.loads(pickle.dumps(store))  # nobody closes it: so there is one
+    again._store.close()
+    fresh = pickle.loads(pickle.dumps(model))
+    assert fresh.read("config.json") == b'{"hidden": 128}'
+    fresh._store.close()
+    store.close()
+    with pytest.raises(BadInputError, match="closed"):
+        pickle.dumps(model)
+
+
+CHILD = """
+import faulthandler, json, os, sys
+import fsspec
+import floe
+from floe.store.errors import UnsupportedError
+
+given = json.loads(sys.argv[1])
+other = {**given, "cache_dir": given["cache_dir"] + "-other"}
+folder = sys.argv[2]
+
+
+def opened(**options):
+    return floe.open_store(options.pop("store"), **options)
+
+
+def read_by_url():
+    with fsspec.open("floe://iris:latest/config.json", **given) as file:
+        return file.read()
+
+
+def in_child(call):
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    faulthandler.dump_traceback_later(5, exit=True)
+    try:
+        call()
+    except UnsupportedError as error:
+        os._exit(10 if "forked" in str(error) and "spawn" in error.hint else 11)
+    except OSError as error:  # fsspec's
+        os._exit(10 if "forked" in str(error) and "spawn" in str(error) else 11)
+    os._exit(0)
+
+
+store = opened(**given)
+if sys.argv[3] == "used":
+    model = store.model("iris")
+    model.read("config.json")
+calls = {
+    "models": store.models,
+    "model": lambda: store.model("iris"),
+    "push": lambda: store.push(folder, "iris:child"),
+    "new": lambda: opened(**other).models(),
+    "fsspec": read_by_url,
+}
+codes = {name: in_child(call) for name, call in calls.items()}
+model = store.model("iris")
+codes["read"] = in_child(lambda: model.read("large"))
+print(json.dumps([codes, len(store.models()), len(model.read("large"))]))
+"""
+
+
+@pytest.mark.parametrize("used", ["used", "unused"])
+@pytest.mark.parametrize("url", ["file", "s3", BUCKETS[1]], indirect=True)
+def test_a_child_answers_or_says_why_not(store, options, tmp_path, used):
+    """Requests to buckets are made by threads that stay in the parent: who waits for them in a child waits for ever."""
+    make(tmp_path / "m")
+    store.push(tmp_path / "m", "iris")
+    store.close()
+    argv = [sys.executable, "-W", "ignore", "-c", CHILD, json.dumps(options), str(tmp_path / "m"), used]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90)
+    assert done.returncode == 0, done.stderr
+    codes, models, size = json.loads(done.stdout)
+    refused = 10 if used == "used" and not options["store"].startswith("file:") else 0
+    pushed = int(not refused)
+    wanted = {**dict.fromkeys(("models", "model", "push", "new", "fsspec"), refused), "read": 0}
+    assert (codes, models, size) == (wanted, 1 + pushed, (tmp_path / "m" / "large").stat().st_size), done.stderr
 
 
 FORKED = """

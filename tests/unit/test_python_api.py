@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,25 @@ def test_everything_public_is_explained_and_typed(name):
         hints = function.__annotations__
         wanted = {*inspect.signature(function).parameters, "return"} - {"self", "cls"}
         assert wanted <= hints.keys(), part
+
+
+PROGRAM = """
+import io
+import floe
+from floe.client.files import ModelFile
+
+def use(model: floe.Model, size: int) -> None:
+    buffered: io.BufferedReader = model.open("config.json")
+    raw: ModelFile = model.open("config.json", buffering=0)
+    either: io.BufferedReader | ModelFile = model.open("config.json", buffering=size)
+    with model.open("config.json") as file:
+        file.peek(1)
+"""
+
+
+def test_what_open_gives_is_known_to_a_strict_type_checker(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    argv = [sys.executable, "-m", "mypy", "--strict", str(program)]
+    done = subprocess.run(argv, cwd=Path(floe.__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
