@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,15 @@ from floe.client.tree import DIRECTORY, FILE, Entry, TreePaths
 from floe.fuse.reader import Reader
 from floe.ingest.spool import remove_abandoned, remove_tree
 from floe.store.cache.durable import sync_folder, write_all
-from floe.store.errors import AccessDeniedError, BadInputError, FloeError, NoSpaceError, UnavailableError
+from floe.store.errors import (
+    AccessDeniedError,
+    BadInputError,
+    CancelledError,
+    FloeError,
+    NoSpaceError,
+    UnavailableError,
+)
+from floe.store.mounttable import mounts_at
 from floe.store.progress import Progress
 
 _PIECE = 16 << 20  # bytes read and written at once, by each worker
@@ -45,7 +54,7 @@ def export_tree(
 
     Everything belongs to the caller. It is written beside the directory under another name, which is renamed when all is
     there and synced: whenever it is stopped, `directory` is whole or as it was. What a killed export to the same directory left
-    beside it is removed. BadInputError: something is there.
+    beside it is removed. BadInputError: something is there, is mounted there, or it is the current directory.
     NoSpaceError, before anything is written where the disk is too small. The reader's errors.
     """
     target = directory.absolute()
@@ -102,6 +111,12 @@ def _check_target(target: Path) -> None:
     with _failing(target):
         if any(target.iterdir()):
             raise BadInputError(f"{target} is not empty", hint="give a new directory, or an empty one")
+        why = "something is mounted at it" if mounts_at(target.resolve()) else ""
+        if os.path.samestat(found, os.stat(".")):  # noqa: PTH116 - Path.cwd() asks for its name, which may be gone
+            why = "it is the current directory"
+    if why:
+        # A rename takes its place: refused for a mount, unseen by who stands in it.
+        raise BadInputError(f"{target} would be replaced, and {why}", hint="give a new directory below it")
 
 
 def _check_room(parent: Path, total: int) -> None:
@@ -129,6 +144,12 @@ def _write(
             else:
                 first[entry.inode] = entry
 
+    stopped = threading.Event()
+
+    def go_on() -> None:
+        if stopped.is_set():
+            raise CancelledError("the export was stopped")
+
     def write(entry: Entry) -> None:
         inode = tree.inode(entry)
         fd = os.open(root / entry.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -136,6 +157,7 @@ def _write(
             os.ftruncate(fd, entry.size)
             buffer = memoryview(bytearray(min(_PIECE, entry.size)))
             for offset in range(0, entry.size, _PIECE):
+                go_on()
                 length = min(_PIECE, entry.size - offset)
                 at = 0
                 for extent in tree.image.extents(inode, offset, length):
@@ -146,6 +168,7 @@ def _write(
                     at += extent.length
                 if progress is not None:
                     progress.advance(length)
+            go_on()
             warnings.extend(_complete(tree, entry, fd))
         finally:
             os.close(fd)
@@ -155,6 +178,7 @@ def _write(
         for _ in pool.map(write, first.values()):
             pass
     finally:
+        stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
     _finish(tree, root, entries, links, warnings)
     return warnings

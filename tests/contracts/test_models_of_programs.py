@@ -10,10 +10,12 @@ import multiprocessing
 import operator
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
@@ -27,6 +29,7 @@ from support.somestore import catalog, google, url
 
 import floe
 from floe.cli.main import main
+from floe.client import export
 from floe.client.filesystem import FloeFileSystem
 from floe.store import layout
 from floe.store.catalog import Catalog
@@ -453,6 +456,61 @@ def test_export_refuses_what_it_would_overwrite(store, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
     (tmp_path / "there").mkdir()
     assert model.export(tmp_path / "there").files == 5
+
+
+@FOLDER
+def test_export_refuses_what_a_rename_cannot_take_the_place_of(store, tmp_path, monkeypatch):
+    make(tmp_path / "m")
+    store.push(tmp_path / "m", "iris")
+    model, work = store.model("iris"), tmp_path / "work"
+    names = ["bound", "disk", "here"]
+    for name in names:
+        (work / name).mkdir(parents=True)
+    (work / "way").symlink_to(".")
+    subprocess.run(["mount", "--bind", work / "bound", work / "bound"], check=True)
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "floe-test", work / "disk"], check=True)
+        try:
+            for target in (work / "bound", work / "disk", work / "way" / "disk"):
+                with pytest.raises(BadInputError, match="mounted") as refused:
+                    model.export(target)
+                assert "below it" in refused.value.hint
+            assert list((work / "disk").iterdir()) == []
+            assert model.export(work / "disk" / "new").files == 5
+        finally:
+            subprocess.run(["umount", work / "disk"], check=True)
+    finally:
+        subprocess.run(["umount", work / "bound"], check=True)
+    monkeypatch.chdir(work / "here")  # who stands in it would see the old one, empty
+    for target in (".", "", work / "here", work / "way" / "here"):
+        with pytest.raises(BadInputError, match="current directory") as refused:
+            model.export(target)
+        assert "below it" in refused.value.hint
+    assert sorted(path.name for path in work.iterdir()) == [*names, "way"]
+    assert model.export("new").directory == work / "here" / "new"
+
+
+@FOLDER
+def test_an_export_that_is_interrupted_ends_at_once(store, tmp_path, monkeypatch):
+    make(tmp_path / "m")
+    store.push(tmp_path / "m", "iris")
+    monkeypatch.setattr(export, "_PIECE", 16 << 10)
+    written = []
+
+    def advance(_):
+        written.append(1)
+        if len(written) == 20:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.01)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            store.model("iris").export(tmp_path / "out", progress=SimpleNamespace(total=print, advance=advance))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(written) < 120  # of 850
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "node", "store"]
 
 
 @NOT_MEMORY
