@@ -5,6 +5,8 @@ killed, another takes its place and asks again what was not answered. Only proce
 
 On the socket the guest sends its store's address as one line, and gets an empty line, or one that says why not.
 Then requests (_REQUEST) go one way, and answers (_ANSWER, then its content or an error's words) the other, in any order.
+A failed answer says of which class the error is by its place in _KINDS, and has the hint on a line of its own. Versions may
+differ: an earlier one says 1 of all errors and has no hint; it reads any number as unavailable, and both lines as its words.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 
 from floe.fuse.pack_reader import PackReader
 from floe.fuse.reader import Done, Ticket
+from floe.store import errors
 from floe.store.cache import Cache, CacheGroup, NodeCache, Writer, open_writer
 from floe.store.errors import BusyError, CancelledError, FloeError, UnavailableError
 from floe.store.ids import Buffer
@@ -36,7 +39,33 @@ from floe.store.process import accept
 _log = logging.getLogger(__name__)
 SOCKET = "portable.sock"
 _REQUEST = struct.Struct("<Q64sQI")  # number, pack id, offset and length in bytes
-_ANSWER = struct.Struct("<QBI")  # number, 1 for an error, bytes that follow
+_ANSWER = struct.Struct("<QBI")  # number, 0 or what kind of an error, bytes that follow
+_OLD = 1  # any error of an earlier version's, without a hint
+# From 2 on, and for ever: what is new comes last.
+_KINDS: tuple[type[FloeError], ...] = (
+    errors.FloeError,
+    errors.BadInputError,
+    errors.NotFoundError,
+    errors.StoreMissingError,
+    errors.AlreadyExistsError,
+    errors.ConflictError,
+    errors.PreconditionError,
+    errors.BusyError,
+    errors.AccessDeniedError,
+    errors.CredentialsExpiredError,
+    errors.UnavailableError,
+    errors.ThrottledError,
+    errors.RangeError,
+    errors.DeadlineError,
+    errors.DiskError,
+    errors.CancelledError,
+    errors.TransitDamageError,
+    errors.DamagedError,
+    errors.UntrustedError,
+    errors.UnsupportedError,
+    errors.NoSpaceError,
+    errors.SourceChangedError,
+)
 _JOIN = 10.0  # seconds to become writer or guest at the start; reads wait as long as they may
 _POLL = 0.02  # seconds between two attempts
 _GREETING = 5.0  # seconds that a guest waits to be let in
@@ -234,13 +263,29 @@ class _Owner:
 
 def _answering(guest: socket.socket, lock: threading.Lock, number: int) -> Done:
     def done(result: Sequence[Buffer] | FloeError) -> None:
-        failed = isinstance(result, FloeError)
-        data: Buffer = str(result).encode() if isinstance(result, FloeError) else b"".join(result)
+        kind, data = encode_error(result) if isinstance(result, FloeError) else (0, b"".join(result))
         with lock, contextlib.suppress(OSError):
-            guest.sendall(_ANSWER.pack(number, failed, len(data)))
+            guest.sendall(_ANSWER.pack(number, kind, len(data)))
             guest.sendall(data)
 
     return done
+
+
+def encode_error(error: FloeError) -> tuple[int, bytes]:
+    """The kind and the words of an error, as an answer has them."""
+    kind = next(_KINDS.index(cls) for cls in type(error).__mro__ if cls in _KINDS)
+    words = (" ".join(text.splitlines()) for text in (str(error), error.hint))
+    return _OLD + 1 + kind, "\n".join(words).rstrip("\n").encode("utf-8", "replace")
+
+
+def decode_error(kind: int, data: bytes) -> FloeError:
+    """The error that an answer has, of whatever version."""
+    text = data.decode("utf-8", "replace")
+    if kind == _OLD:
+        return UnavailableError(text)
+    cls = _KINDS[kind - _OLD - 1] if kind - _OLD - 1 < len(_KINDS) else UnavailableError
+    message, _, hint = text.partition("\n")
+    return cls(message, hint=hint)
 
 
 class _Guest:
@@ -289,12 +334,12 @@ class _Guest:
     def _receive(self) -> None:
         with contextlib.suppress(OSError):
             while len(head := self._answers.read(_ANSWER.size)) == _ANSWER.size:
-                number, failed, length = _ANSWER.unpack(head)
+                number, kind, length = _ANSWER.unpack(head)
                 data = self._answers.read(length)
                 if len(data) != length:
                     break
                 *_, done = self._pending.pop(number)
-                done(UnavailableError(data.decode("utf-8", "replace")) if failed else [data])
+                done(decode_error(kind, data) if kind else [data])
         with self._lock:
             self._gone = True
             pending = list(self._pending.values())

@@ -15,10 +15,20 @@ from support.packs import make_pack, random_content
 from support.reading import read, submit
 from support.stores import SilentStore, UnreachableStore
 
+from floe.fuse.errno_map import ERRNO
 from floe.fuse.portable import shared
 from floe.fuse.portable.shared import SharedReader, Source
+from floe.store import layout
 from floe.store.cache import CacheWriter, NodeCache
-from floe.store.errors import BusyError, UnavailableError
+from floe.store.errors import (
+    BusyError,
+    DamagedError,
+    DeadlineError,
+    FloeError,
+    NotFoundError,
+    SourceChangedError,
+    UnavailableError,
+)
 from floe.store.objects import open_store
 
 MIB = 1 << 20
@@ -78,14 +88,41 @@ def test_guests_read_what_the_writer_caches(readers, pack, source):
     assert (Path(source.cache_dir) / shared.SOCKET).stat().st_mode & 0o77 == 0
 
 
-def test_an_error_comes_to_the_guest_with_its_words(readers, pack):
+def test_an_error_comes_to_the_guest_as_to_the_writer(readers, pack, source):
+    writer, guest = readers(), readers()
+    spoilt = bytearray(open_store(source.url).get(layout.pack_key(pack.id)))
+    spoilt[100] ^= 1
+    open_store(source.url).put(layout.pack_key(pack.id), spoilt)
+    for pack_id, kind in ((pack.id, DamagedError), ("f" * 64, NotFoundError)):
+        ours, theirs = (submit(reader, pack_id, 0, 10).wait() for reader in (writer, guest))
+        assert type(ours) is type(theirs) is kind
+        assert str(theirs) == str(ours)
+        assert theirs.hint == ours.hint != ""
+
+
+def test_an_unreachable_store_is_told_to_the_guest(readers, pack):
     readers(UnreachableStore, deadline=0.5)
     answer = submit(readers(), pack.id, 0, 10).wait()
-    assert isinstance(answer, UnavailableError)
+    assert isinstance(answer, DeadlineError)
     assert pack.id in str(answer)
-    answer = submit(readers(), "f" * 64, 0, 10).wait()
-    assert isinstance(answer, UnavailableError)
-    assert "f" * 64 in str(answer)
+
+
+@pytest.mark.parametrize("cls", sorted(ERRNO, key=lambda cls: cls.__name__))
+def test_every_error_crosses_the_socket(cls):
+    kind, data = shared.encode_error(cls("no\nroom", hint="make some"))
+    answer = shared.decode_error(kind, data)
+    assert (type(answer), str(answer), answer.hint) == (cls, "no room", "make some")
+    assert type(shared.decode_error(*shared.encode_error(cls("x")))) is cls
+
+
+def test_errors_of_another_version():
+    """What is sent has one meaning for ever, and an earlier guest reads it as words."""
+    assert shared.encode_error(FloeError("x")) == (2, b"x")
+    assert shared.encode_error(NotFoundError("no", hint="push it")) == (4, b"no\npush it")
+    assert shared.encode_error(SourceChangedError("x"))[0] == 23
+    earlier, later = shared.decode_error(1, b"no\nroom"), shared.decode_error(255, b"new\nhint")
+    assert (type(earlier), str(earlier), earlier.hint) == (UnavailableError, "no\nroom", "")
+    assert (type(later), str(later), later.hint) == (UnavailableError, "new", "hint")
 
 
 def test_when_the_writer_ends_a_guest_takes_over_and_no_read_is_lost(readers, pack):
