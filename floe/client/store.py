@@ -323,9 +323,8 @@ def _plain(value: object) -> object:
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()  # all of them, to be told of a fork
-_inherited: list[
-    object
-] = []  # what a parent's threads may have been at work with, kept since nothing of it can be closed
+# What a parent's threads may have been at work with when it forked; kept, since nothing of it can be closed here.
+_inherited: list[object] = []
 _unpickled: dict[Settings, Store] = {}  # one of each, since nobody closes them
 
 
