@@ -24,6 +24,7 @@ from typing import Any
 from floe.store.errors import PreconditionError
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PACKAGES = "opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http"
 _QUEUE = 2048  # spans
 _TIMEOUT = 5  # seconds for one request
 _LAST = 0.5  # seconds for what is left when the daemon ends
@@ -83,7 +84,7 @@ class Spans:
         except ImportError as error:
             raise PreconditionError(
                 f"spans cannot be sent to {endpoint}: {error}",
-                hint="install the packages (docs/OPERATIONS.md#spans), or set no endpoint",
+                hint=f"install {_PACKAGES} (docs/OPERATIONS.md#spans), or set no endpoint",
             ) from error
         self._trace = trace
         self._packs_of = packs_of
