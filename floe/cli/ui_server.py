@@ -2,6 +2,7 @@
 
 - Only names that this server is known by are answered (`Host`), so that no other site's name can be pointed at it (DNS rebinding).
 - Nothing is loaded from elsewhere and nothing runs but the page's own script (Content-Security-Policy).
+- Strangers get so many connections, for so long, with heads of so many bytes (see floe.store.places).
 - With a token each request needs it: as `Authorization: Bearer`, or once as `?token=`, which sets a cookie.
 """
 
@@ -12,7 +13,6 @@ import ipaddress
 import json
 import logging
 import socket
-import socketserver
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from http.cookies import CookieError, SimpleCookie
@@ -24,8 +24,9 @@ from urllib.parse import parse_qs, urlsplit
 from floe.cli.timeline import Span, Timeline
 from floe.cli.trace_page import STYLE, parts
 from floe.store.errors import AccessDeniedError, BusyError
+from floe.store.places import Head, Server
 
-_TIMEOUT = 10.0  # seconds for a client that sends nothing
+_TIMEOUT = 10.0  # seconds for a client that sends nothing; see places.py for all of a request
 _COOKIE = "floe-token"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -77,7 +78,7 @@ class PageServer:
         handler = type("_Handler", (_Handler,), {"page": self})
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = type("_Server", (_Server,), {"address_family": family})((host, port), handler)
+            self._server = type("_Server", (Server,), {"address_family": family})((host, port), handler)
         except PermissionError as error:
             raise AccessDeniedError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
         except OSError as error:
@@ -112,16 +113,16 @@ class PageServer:
         return True
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    allow_reuse_address = True
-
-
 class _Handler(BaseHTTPRequestHandler):
     page: PageServer
+    server: Server
     timeout = _TIMEOUT
     server_version = "floe"
     sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = Head(self.rfile)  # type: ignore[assignment]
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
@@ -136,6 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self._answer(401, b"a token is needed: /?token=TOKEN, or Authorization: Bearer TOKEN\n", _TEXT)
             return
+        self.server.is_known(self.connection)
+        self.server.is_read(self.connection)
         try:
             self._give(path, asked)
         except (BrokenPipeError, ConnectionResetError, TimeoutError):

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from floe.indexer.events import BODY_MAX, jobs_of
-from floe.indexer.places import Head, Server
 from floe.store.errors import AccessDeniedError, BadInputError, BusyError, DeadlineError, FloeError, UnavailableError
 from floe.store.imagepolicy import ImageRule, rule_for
 from floe.store.index.jobs import INDEX, Queue
+from floe.store.places import Head, Server
 
 _log = logging.getLogger(__name__)
 _SILENCE = 10.0  # seconds without a byte, after which a connection is given up; see places.py for all of it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 
+from floe.store.erofs_check import check_image
 from floe.store.erofs_inodes import Inode, Inodes
 from floe.store.ids import Buffer
 from floe.store.nodes import Chunk, FileContent, Node, blocks
@@ -19,6 +20,9 @@ def read_image(image: Buffer, what: str = "tree image") -> Node:
 
     Chunks come without digests; those of a large file end where the file ends. Raises DamagedError, UnsupportedError.
     """
+    check_image(
+        image, what
+    )  # bounds what is made of it: inodes that claim the same bytes would each become a node of their own
     return _Reader(image, what).run()
 
 

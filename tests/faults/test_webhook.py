@@ -11,10 +11,10 @@ from support import pushing, redis_server
 from support.floe_node import wait_until
 from support.notifying import SECRET, event, post, webhook
 
-from floe.indexer import places as places_module
 from floe.indexer import webhook as webhook_module
 from floe.indexer.events import BODY_MAX
 from floe.indexer.webhook import Webhook, parse_listen
+from floe.store import places as places_module
 from floe.store.catalog import Catalog
 from floe.store.errors import AccessDeniedError, BadInputError, UnavailableError
 from floe.store.imagepolicy import ImageRule

@@ -14,6 +14,7 @@ from floe.ingest.erofs_writer import build_image
 from floe.store import erofs
 from floe.store.erofs_check import check_image
 from floe.store.erofs_inodes import Inodes
+from floe.store.erofs_reader import read_image
 from floe.store.errors import DamagedError, FloeError, UnsupportedError
 from floe.store.packindex import BLOCK
 
@@ -176,8 +177,46 @@ def test_inodes_that_share_their_maps_do_not_multiply_the_work():
 def test_more_inodes_than_are_mounted_are_refused_before_any_is_read():
     image = Image()
     image.superblock(16, "Q", 1 << 40)
-    with pytest.raises(UnsupportedError, match="at most"):
-        check_image(image.seal())
+    for read in (check_image, read_image):
+        with pytest.raises(UnsupportedError, match="at most"):
+            read(image.seal())
+
+
+def links_to_one_block(count: int) -> bytes:
+    """An image whose symlinks all have the same block for their target: each 4095 bytes, of 64 that it takes."""
+    names = [b"%06x" % number for number in range(count)]
+    first = 2 * BLOCK // erofs.SLOT  # the inodes, after the superblock's block and that of the target
+    entries = [(b".", 40, 2), (b"..", 40, 2), *((name, first + 2 * at, 7) for at, name in enumerate(names))]
+    full = (BLOCK - 24) // (erofs.DIRENT.size + 6)
+    pages = []
+    for at in range(0, len(entries), full):
+        head, said = b"", b""
+        page = entries[at : at + full]
+        for name, nid, kind in page:
+            head += erofs.DIRENT.pack(nid, erofs.DIRENT.size * len(page) + len(said), kind, 0)
+            said += name
+        pages.append(head + said)
+    start = -(-(2 * BLOCK + count * 64) // BLOCK)
+    data = bytearray((start + len(pages)) * BLOCK)
+    data[BLOCK : BLOCK + 4095] = b"x" * 4095
+    for at in range(count):
+        link = (1, 0, stat.S_IFLNK | 0o777, 0, 4095, 1, at, 0, 0, 0, 0, 1)
+        erofs.INODE.pack_into(data, first * erofs.SLOT + 64 * at, *link)
+    for at, page in enumerate(pages):
+        data[(start + at) * BLOCK : (start + at) * BLOCK + len(page)] = page
+    size = (len(pages) - 1) * BLOCK + len(pages[-1])
+    erofs.INODE.pack_into(data, 40 * erofs.SLOT, 1, 0, DIR, 0, size, start, 0, 0, 0, 0, 0, 2)
+    features, blocks = (erofs.COMPAT_CHECKSUM | 2, 12, 0, 40, count + 1, 0, 0), len(data) // BLOCK
+    more = (blocks, 0, 0, bytes(16), bytes(16), erofs.INCOMPAT_CHUNKED, *bytes(8))
+    erofs.SUPERBLOCK.pack_into(data, erofs.SUPERBLOCK_OFFSET, erofs.MAGIC, 0, *features, *more)
+    return sealed(data)
+
+
+def test_inodes_that_share_their_bytes_are_refused_where_a_tree_is_only_read_too():
+    assert read_image(links_to_one_block(3)).children[b"000002"].link == b"x" * 4095
+    for read in (check_image, read_image):
+        with pytest.raises(DamagedError, match="claim more bytes"):
+            read(links_to_one_block(3000))
 
 
 def test_every_single_byte_of_an_image_is_checked_or_harmless():
