@@ -256,3 +256,19 @@ def test_challenges():
     for body in (b"", b"[]", b"{}", b'{"token":"a\\nb"}'):
         with pytest.raises(AccessDeniedError):
             auth.token_in(body, "r")
+
+
+def test_a_quote_that_is_not_closed_hides_what_follows():
+    (bearer,) = auth.parse_challenges('Bearer service="a", realm="b\\", Basic realm=c')
+    assert (bearer.scheme, bearer.parameters["service"]) == ("bearer", "a")
+    (basic,) = auth.parse_challenges('Basic realm="a\\\nb, Bearer c"')
+    assert basic.scheme == "basic"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("piece", ["a", '\\"', 'a="', 'a="\\', "a ", ", ", ",Bearer a="])
+@pytest.mark.parametrize("before", ["Bearer ", 'Bearer "', 'Bearer a="'])
+def test_long_challenges_hold_up_nobody(before, piece):
+    for _ in range(50):
+        auth.parse_challenges((before + piece * 8192)[:8192])
+    assert auth.parse_challenges(before + piece * (6_000_000 // len(piece))) == []

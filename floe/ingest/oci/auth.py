@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 
 from floe.store.errors import AccessDeniedError
 
-_PARAMETER = re.compile(r'([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))', re.IGNORECASE)
+_HEADER_MAX = 8192  # characters; http.client allows a hundred times 64 KiB
+# A name is tried from its first letter alone, and a quote that is not closed reaches to the end: else the time taken grows
+# with the square of what a stranger sends, and `re` holds up all threads meanwhile.
+_PARAMETER = re.compile(r'(?<![a-z_])([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))', re.IGNORECASE)
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,12 @@ class Token:
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """The challenges of a `WWW-Authenticate` header that Floe can answer: basic and bearer, in their order."""
+    """The challenges of a `WWW-Authenticate` header that Floe can answer: basic and bearer, in their order.
+
+    A header longer than any that asks for something has none.
+    """
+    if len(header) > _HEADER_MAX:
+        return []
     found = []
     starts = list(re.finditer(r"(?:^|,)\s*(basic|bearer)(?=\s|,|$)", _masked(header), re.IGNORECASE))
     for number, match in enumerate(starts):
@@ -78,4 +87,4 @@ def token_in(body: bytes, realm: str) -> Token:
 
 def _masked(header: str) -> str:
     """`header` with quoted strings blanked, so that nothing inside of them looks like a scheme."""
-    return re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: '"' + "_" * (len(m.group(0)) - 2) + '"', header)
+    return _QUOTED.sub(lambda m: "_" * len(m.group(0)), header)
