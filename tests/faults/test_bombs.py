@@ -9,10 +9,10 @@ import io
 import json
 import struct
 import tarfile
-import tracemalloc
 
 import pytest
 import zstandard
+from support.memory import at_most
 
 from floe.ingest.oci import compression, layers
 from floe.ingest.oci.dockerarchive import DockerArchiveSource
@@ -34,18 +34,6 @@ from floe.store.treeobject import MAX_IMAGE, decode_tree, encode_tree
 
 MIB = 1 << 20
 HEX = "ab" * 32
-
-
-@contextlib.contextmanager
-def at_most(limit: int):
-    """No more than `limit` bytes of memory are taken meanwhile."""
-    tracemalloc.start()
-    try:
-        yield
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak <= limit, f"{peak} bytes were taken"
 
 
 def zeros(size: int) -> bytes:

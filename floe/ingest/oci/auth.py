@@ -5,12 +5,12 @@ Sources: distribution's docs/spec/auth (token, oauth), RFC 7235.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from floe.store import jsontext
 from floe.store.errors import AccessDeniedError
 
 _HEADER_MAX = 8192  # characters; http.client allows a hundred times 64 KiB
@@ -73,7 +73,7 @@ def check_realm(challenge: Challenge, name: str, *, plain_http: bool) -> str:
 def token_in(body: bytes, realm: str) -> Token:
     """The token in a token server's answer; AccessDeniedError when there is none."""
     try:
-        value = json.loads(body)
+        value = jsontext.parse(body)
         text = value.get("token") or value.get("access_token")
         lifetime, identity = value.get("expires_in"), value.get("refresh_token")
     except (ValueError, AttributeError):

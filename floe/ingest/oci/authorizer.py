@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import requests
+import urllib3
 
 from floe.ingest.oci import auth, dockerconfig, httpfailure
 from floe.ingest.oci.auth import Challenge, Token
@@ -22,10 +23,12 @@ _CLIENT = "floe"
 _SPENT = 0.8  # the share of a token's time after which it is renewed
 _PASSING = (408, 429, 500, 502, 503, 504)
 _REFUSED = (400, 401, 403)
+_ANSWER_MAX = 1 << 20  # bytes of a token server's answer; tokens are of some KiB
+_PLAIN = {"Accept-Encoding": "identity"}  # not every urllib3 bounds what it unpacks
 
 
 class Send(Protocol):
-    """One HTTP request without redirects, with the TLS settings of the registry."""
+    """One HTTP request without redirects, with the TLS settings of the registry. Its response is streamed: close it."""
 
     def __call__(
         self,
@@ -164,10 +167,10 @@ class Authorizer:
             if credentials is not None and credentials.identity_token:
                 form = {"grant_type": "refresh_token", "service": service, "client_id": _CLIENT}
                 form |= {"scope": " ".join(scopes), "refresh_token": credentials.identity_token}
-                return self._send("POST", realm, headers={}, form=form)
+                return self._send("POST", realm, headers=dict(_PLAIN), form=form)
             query = [("service", service)] if service else []
             query += [("scope", item) for item in scopes]
-            headers = {}
+            headers = dict(_PLAIN)
             if credentials is not None and credentials.username:
                 headers["Authorization"] = credentials.basic()
                 query.append(("account", credentials.username))
@@ -176,12 +179,24 @@ class Authorizer:
             raise self._unreachable(failure, realm, what) from failure
 
     def _body(self, response: requests.Response, realm: str, what: str) -> bytes:
+        """At most _ANSWER_MAX bytes, as they came."""
+        if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+            raise AccessDeniedError(
+                f"{what}: token server {realm} compressed its answer, which it was asked not to do",
+                hint="see what stands between this machine and the token server",
+            )
         try:
-            return response.content
-        except requests.RequestException as failure:
+            body = bytes(response.raw.read(_ANSWER_MAX + 1, decode_content=True))
+        except (urllib3.exceptions.HTTPError, OSError) as failure:
             raise self._unreachable(failure, realm, what) from failure
+        if len(body) > _ANSWER_MAX:
+            raise AccessDeniedError(
+                f"{what}: token server {realm} answered with more than {_ANSWER_MAX} bytes, which is no token",
+                hint="check the address",
+            )
+        return body
 
-    def _unreachable(self, failure: requests.RequestException, realm: str, what: str) -> UnavailableError:
+    def _unreachable(self, failure: Exception, realm: str, what: str) -> UnavailableError:
         return UnavailableError(
             f"{what}: token server {realm} of {self._name} cannot be reached: {httpfailure.reason(failure)}",
             hint="check the address and the network",

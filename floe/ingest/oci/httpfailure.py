@@ -6,6 +6,8 @@ import json
 
 import requests
 
+from floe.store import jsontext
+
 _SAID_MAX = 300  # characters of a registry's own message
 
 
@@ -30,7 +32,8 @@ def message(response: requests.Response) -> str:
         return ""
     text = body.decode("utf-8", "replace")
     try:
-        text = "; ".join(str(item.get("message") or item.get("code")) for item in json.loads(text)["errors"])
+        errors = jsontext.parse(text.encode())["errors"]
+        text = "; ".join(str(item.get("message") or item.get("code")) for item in errors)
     except (ValueError, KeyError, TypeError, AttributeError):
         text = text if "<" not in text else ""
     text = "".join(c if c.isprintable() else " " for c in text).strip()

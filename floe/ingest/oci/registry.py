@@ -319,10 +319,17 @@ class Registry:
         location = response.headers.get("Location")
         if not location:
             raise UnavailableError(f"registry {self.ref.host} accepts an upload without saying where")
-        where = urljoin(response.url, location)
-        if urlsplit(response.url).scheme == "https" and urlsplit(where).scheme != "https":
+        try:
+            where = urljoin(response.url, location)
+            there = urlsplit(where)
+        except ValueError as failure:
+            raise UnavailableError(
+                f"registry {self.ref.host} accepts an upload at {location!r}, which is no address",
+                hint="check the registry, and what stands before it",
+            ) from failure
+        if urlsplit(response.url).scheme == "https" and there.scheme != "https":
             raise AccessDeniedError(
-                f"registry {self.ref.host} takes uploads without TLS, at {urlsplit(where).netloc}",
+                f"registry {self.ref.host} takes uploads without TLS, at {there.netloc}",
                 hint="have it name https addresses (behind a proxy: X-Forwarded-Proto), or use --plain-http if meant",
             )
         return where

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +50,18 @@ def _named(what: str, *paths: Path | None) -> Iterator[None]:
         raise BadInputError(f"cannot use {files}: {why}", hint="check what hosts.toml names") from error
 
 
+class _Response(http.client.HTTPResponse):
+    """Refuses chunks of negative size: of -1 bytes http.client makes all that comes, into memory, and of -2 a ValueError."""
+
+    def _safe_read(self, amt: int) -> bytes:
+        if amt < 0:
+            raise http.client.IncompleteRead(b"")
+        found: bytes = super()._safe_read(amt)  # type: ignore[misc]
+        return found
+
+
 class Adapter(requests.adapters.HTTPAdapter):
-    """Connections by one SSLContext, also through proxies."""
+    """Connections by one SSLContext, also through proxies. What comes in chunks is checked (_Response)."""
 
     def __init__(self, context: ssl.SSLContext, pool: int) -> None:
         self._context = context
@@ -63,6 +74,14 @@ class Adapter(requests.adapters.HTTPAdapter):
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         """See HTTPAdapter."""
         return super().proxy_manager_for(proxy, **kwargs, ssl_context=self._context)
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        """See HTTPAdapter."""
+        # The connection is of a class that urllib3 chooses, by the kind of proxy too; nothing of the body is read yet.
+        plain = getattr(resp, "_original_response", None)
+        if type(plain) is http.client.HTTPResponse:
+            plain.__class__ = _Response
+        return super().build_response(req, resp)
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         """See HTTPAdapter: without a word about CAs, the context's count and no others."""

@@ -7,6 +7,7 @@ it redirects.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import ssl
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
+import urllib3
 
 from floe.ingest.oci import auth, httpfailure
 from floe.ingest.oci.authorizer import Authorizer
@@ -32,6 +34,7 @@ _REDIRECTS = 10
 _REDIRECT_CODES = (301, 302, 303, 307, 308)
 _PASSING = (408, 429, 500, 502, 503, 504)
 _POOL = 16
+_WORDS = 8192  # bytes
 # What OpenSSL says when the other side speaks no TLS.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
@@ -40,6 +43,14 @@ _NO_CLIENT = "CERTIFICATE_REQUIRED"
 
 def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
+
+
+class _Session(requests.Session):
+    """Knows of no redirects: `requests` reads the body of one whole, also where it is told not to follow it."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - the base class's signature
+        """See SessionRedirectMixin."""
+        return None
 
 
 class Transport:
@@ -95,7 +106,7 @@ class Transport:
             scheme = self._scheme
             try:
                 response = self._authorised(
-                    method, urljoin(self.base, url), scope, headers=headers or {}, data=data, what=what
+                    method, _joined(self.base, url), scope, headers=headers or {}, data=data, what=what
                 )
                 if response.status_code < 300 or response.status_code in wanted:
                     return response
@@ -174,8 +185,8 @@ class Transport:
             location = response.headers.get("Location")
             if response.status_code not in _REDIRECT_CODES or not location or method not in ("GET", "HEAD"):
                 return response
-            response.close()
-            url = urljoin(url, location)
+            _end(response)
+            url = _joined(url, location)
             if urlsplit(url).scheme not in ("https", "http" if self._plain_http else "https"):
                 raise AccessDeniedError(
                     f"{self.name} redirects to {_shown(url)}, without TLS", hint="use --plain-http if meant"
@@ -192,28 +203,31 @@ class Transport:
         form: dict[str, str] | None = None,
     ) -> requests.Response:
         """See authorizer.Send."""
-        if urlsplit(url).netloc == self.endpoint.host:
+        if urlsplit(_joined("", url)).netloc == self.endpoint.host:
             headers = {**self.endpoint.headers, **headers}
-        return self._hop(method, url, headers=headers, params=query, data=form)
+        return self._hop(method, url, headers=headers, params=query, data=form, stream=True)
 
     def _hop(self, method: str, url: str, **more: Any) -> requests.Response:
         proxy = self.endpoint.proxy
-        return self._connected().request(
-            method,
-            url,
-            allow_redirects=False,
-            timeout=(self.endpoint.dial_timeout or _CONNECT, _SILENT),
-            auth=_no_netrc,
-            verify=not self.endpoint.tls.skip_verify,
-            proxies={"http": proxy, "https": proxy} if proxy else None,
-            **more,
-        )
+        try:
+            return self._connected().request(
+                method,
+                url,
+                allow_redirects=False,
+                timeout=(self.endpoint.dial_timeout or _CONNECT, _SILENT),
+                auth=_no_netrc,
+                verify=not self.endpoint.tls.skip_verify,
+                proxies={"http": proxy, "https": proxy} if proxy else None,
+                **more,
+            )
+        except urllib3.exceptions.LocationValueError as failure:  # `requests` lets it through
+            raise requests.exceptions.InvalidURL(failure) from failure
 
     def _connected(self) -> requests.Session:
         with self._lock:
             if self._session is None:
                 context = self._context or make_context(self.endpoint.tls)
-                self._session = requests.Session()
+                self._session = _Session()
                 for scheme in ("http://", "https://"):
                     self._session.mount(scheme, Adapter(context, _POOL))
             return self._session
@@ -253,7 +267,24 @@ class Transport:
 
 def _retry_after(response: requests.Response) -> float | None:
     value = response.headers.get("Retry-After", "")
-    return min(float(value), _RETRY_AFTER_MAX) if value.isdigit() else None
+    # What is a digit to Unicode alone is no number.
+    return min(float(value), _RETRY_AFTER_MAX) if value.isascii() and value.isdigit() else None
+
+
+def _end(response: requests.Response) -> None:
+    """Close a response that nobody reads; its connection is used again if no more than a few words are left of it."""
+    with response, contextlib.suppress(urllib3.exceptions.HTTPError, OSError):
+        response.raw.read(_WORDS, decode_content=False)
+
+
+def _joined(base: str, url: str) -> str:
+    """`url`, which may be relative to `base`, and can be split. Raises requests.exceptions.InvalidURL."""
+    try:
+        found = urljoin(base, url)
+        urlsplit(found)
+    except ValueError:
+        raise requests.exceptions.InvalidURL(f"{url!r} is no address") from None
+    return found
 
 
 def _shown(url: str) -> str:
