@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import struct
 import tarfile
@@ -14,8 +15,9 @@ import pytest
 import zstandard
 from support.memory import at_most
 
-from floe.ingest.oci import compression, layers
+from floe.ingest.oci import compression, layers, links
 from floe.ingest.oci.dockerarchive import DockerArchiveSource
+from floe.ingest.oci.inherit import inherit
 from floe.ingest.oci.layout import blob_name
 from floe.ingest.oci.media import OCI_INDEX
 from floe.ingest.oci.references import DockerArchiveRef
@@ -163,6 +165,60 @@ def test_names_that_stand_for_many_directories(monkeypatch):
         read(entry for number in range(20) for entry in headers(1, name=f"{number}/{deep}"))
     with pytest.raises(UnsupportedError, match="a name of"):
         read(headers(1, name="a/" * 4000 + "b"))
+
+
+def test_names_that_each_stand_for_megabytes_of_names(monkeypatch):
+    monkeypatch.setattr(layers, "METADATA_MAX", 8 * MIB)
+    deep = "/".join(["a"] * 2000)
+    with at_most(32 * MIB), pytest.raises(UnsupportedError, match="8 MiB of names"):
+        read(entry for number in range(4) for entry in headers(1, name=f"{number}/{deep}"))
+
+
+def through(links: int, target: str, *names: str, **fields: object):
+    """A tar of symlinks to `target` inside of each other, and files with these `names`."""
+    for number in range(1, links + 1):
+        yield from headers(1, name="/".join(["l"] * number), type=tarfile.SYMTYPE, linkname=target)
+    for name in names:
+        yield from headers(1, name=name, **fields)
+
+
+def test_symlinks_that_lead_deeper_than_any_name():
+    with at_most(32 * MIB), pytest.raises(UnsupportedError, match="a directory with a name of"):
+        read(through(3, "/".join(["a"] * 2046), "l/l/l/x"))
+
+
+FAR = "/".join(["..", "a"] * 800)  # from `a` to `a`
+
+
+@pytest.mark.parametrize("fields", [{}, {"type": tarfile.LNKTYPE, "linkname": "a/" + "l/" * 30 + "x"}])
+def test_names_that_lead_through_endless_symlinks(monkeypatch, fields):
+    monkeypatch.setattr(links, "STEPS_MAX", 1 << 17)
+    names = [f"f{n}" if fields else "a/" + "l/" * 30 + f"{n}/x" for n in range(4)]
+    files = itertools.chain.from_iterable(headers(1, name=name, **fields) for name in names)
+    linked = headers(1, name="a/l", type=tarfile.SYMTYPE, linkname=FAR)
+    taken = []
+    entries = (taken.append(at) or entry for at, entry in enumerate([*headers(1, name="a/x"), *linked, *files]))
+    with at_most(32 * MIB), pytest.raises(UnsupportedError, match="symlinks of more than 131072 parts"):
+        read(entries)
+    assert len(taken) == 5  # the third name: each takes 48,000 steps
+
+
+def test_directories_that_lower_layers_have_behind_endless_symlinks(monkeypatch):
+    lower = read([*headers(1, name="a/x"), *headers(1, name="a/l", type=tarfile.SYMTYPE, linkname=FAR)]).root
+    upper = read(headers(1, name="a/" + "l/" * 30 + "x")).implicit
+    monkeypatch.setattr(links, "STEPS_MAX", 1 << 17)
+    with at_most(32 * MIB), pytest.raises(UnsupportedError, match="the layer has names that lead through symlinks"):
+        inherit(upper, [lambda: lower], "the layer")
+
+
+def test_an_honest_layer_behind_symlinks_is_far_from_the_bounds(monkeypatch):
+    """Files behind a symlink and elsewhere by turns, so that it is followed for each: as 250,000 under the real bounds."""
+    monkeypatch.setattr(links, "STEPS_MAX", links.STEPS_MAX // 100)
+    monkeypatch.setattr(layers, "METADATA_MAX", layers.METADATA_MAX // 100)
+    pieces = [*headers(1, name="lib64", type=tarfile.SYMTYPE, linkname="usr/lib64")]
+    for number in range(2500):
+        pieces += [*headers(1, name=f"lib64/package-{number}/module.so"), *headers(1, name=f"opt/{number}/x")]
+    assert len(read(pieces).implicit) == 5003
 
 
 def test_attributes_without_end(monkeypatch):

@@ -18,7 +18,7 @@ from floe.csi import daemon as csi_daemon
 from floe.fuse.errno_map import ERRNO
 from floe.indexer import metrics as indexer_metrics
 from floe.indexer.worker import BECAME
-from floe.ingest.oci import layers, media, taken, tarheader, tarstream
+from floe.ingest.oci import layers, links, media, taken, tarheader, tarstream
 from floe.snapshotter import daemon, resolver, snapshotter
 from floe.store import erofs, errorkinds, fields, jsontext, nodes, packindex, profile, treeobject, waits
 from floe.store.objects import check, gcs_address, keys, s3_address
@@ -309,7 +309,7 @@ def test_the_table_of_bounds_is_the_code_s():
         nodes.INODES_MAX, treeobject.MAX_IMAGE, treeobject._RATIO, keys.WHOLE_MAX - 4096, erofs.MAX_DEVICES,
         packindex.MAX_CONTENT, packindex.MAX_FRAMES, packindex.MAX_FRAME, packindex.MAX_CHUNK, jsontext.BYTES_MAX,
         jsontext.DEPTH_MAX, fields.ITEMS_MAX, profile._BODY_MAX, profile.FRAMES_MAX, layers.CONTENT_MAX,
-        layers.METADATA_MAX, layers.PATH_MAX, tarstream._SPECIAL_MAX, tarheader.PLACES_MAX, media.MAX_MANIFEST,
+        layers.METADATA_MAX, layers.PATH_MAX, links.STEPS_MAX, tarstream._SPECIAL_MAX, tarheader.PLACES_MAX, media.MAX_MANIFEST,
         media.MAX_CONFIG,
     ]  # fmt: skip
     assert [number(row[1]) for row in rows(OPERATIONS, "bound")] == bounds

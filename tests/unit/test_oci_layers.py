@@ -252,7 +252,7 @@ def test_implicit_directories_take_attributes_from_below():
     find(lower, b"tmp").xattrs[b"trusted.overlay.opaque"] = b"y"
     upper = read(tar(entry("tmp/x"), entry("new/y"), entry("f/z"), entry("later/x"), directory("later", mode=0o700)))
     assert {path for path, _ in upper.implicit} == {b"tmp", b"new", b"f"}
-    inherit(upper.implicit, [lambda: Node(stat.S_IFDIR), lambda: lower])
+    inherit(upper.implicit, [lambda: Node(stat.S_IFDIR), lambda: lower], "layer 2 of X")
     tmp = find(upper.root, b"tmp")
     assert (tmp.mode, tmp.uid, tmp.mtime, tmp.xattrs) == (stat.S_IFDIR | 0o1777, 3, 7, {b"user.a": b"1"})
     assert find(upper.root, b"new").mode == find(upper.root, b"f").mode == stat.S_IFDIR | 0o755
@@ -271,7 +271,7 @@ def test_directories_without_an_entry_take_after_what_a_lower_symlink_leads_to(l
         )
     ).root
     upper = read(tar(entry("lib/sub/foo")))
-    inherit(upper.implicit, [lambda: lower])
+    inherit(upper.implicit, [lambda: lower], "layer 2 of X")
     lib = find(upper.root, b"lib")
     assert (lib.mode, lib.uid, lib.xattrs) == (stat.S_IFDIR | 0o750, 5, {b"user.a": b"1"})
     assert find(upper.root, b"lib/sub").mode == stat.S_IFDIR | 0o711
@@ -281,7 +281,7 @@ def test_a_lower_symlink_is_not_followed_into_another_layer():
     bottom = tree(directory("usr/lib", mode=0o750), directory("lib", mode=0o700), directory("d", mode=0o711))
     top = tree(symlink("lib", "usr/lib"), symlink("d", "d"), entry("f"))
     upper = read(tar(entry("lib/x"), entry("d/x"), entry("f/sub/x")))
-    inherit(upper.implicit, [lambda: top, lambda: bottom])
+    inherit(upper.implicit, [lambda: top, lambda: bottom], "layer 2 of X")
     assert find(upper.root, b"lib").mode == stat.S_IFDIR | 0o700  # dangling in `top`: `bottom` is asked for lib itself
     assert find(upper.root, b"d").mode == stat.S_IFDIR | 0o711
     assert find(upper.root, b"f/sub").mode == stat.S_IFDIR | 0o755

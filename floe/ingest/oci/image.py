@@ -228,7 +228,7 @@ class _Indexing:
                     ingest.flush()  # before waiting for the layers below
                 labels[PARENT_LABEL] = layer.parent
                 below = [self._root_of(lower) for lower in reversed(self._layers[: layer.number])]
-                inherit(tree.implicit, below)
+                inherit(tree.implicit, below, what)
             layer.tree.set_result(tree.root)
             previous = layer.known[1] if layer.known else None
             found = ingest.finish(tree.root, KIND_LAYER, self._image.name, labels, previous=previous)

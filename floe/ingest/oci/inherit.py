@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from floe.ingest.oci.links import follow
+from floe.ingest.oci.links import Steps, follow
 from floe.store.nodes import Node
 
 _TRUSTED = b"trusted."
 
 
-def inherit(implicit: Iterable[tuple[bytes, Node]], lower: Sequence[Callable[[], Node]]) -> None:
-    """Give each (path, directory) its mode, owner, times and xattrs from `lower`: roots of layers, topmost first."""
+def inherit(implicit: Iterable[tuple[bytes, Node]], lower: Sequence[Callable[[], Node]], what: str) -> None:
+    """Give each (path, directory) its mode, owner, times and xattrs from `lower`: roots of layers, topmost first.
+
+    UnsupportedError, with `what` for the layer: the symlinks below lead its names further than STEPS_MAX.
+    """
+    steps = Steps(what)
     for path, node in implicit:
         for root in lower:
-            found, left = follow(root(), path.split(b"/"), last=True)
+            found, left = follow(root(), path.split(b"/"), steps, last=True)
             if left and found.is_dir:
                 continue  # this layer has no such name
             if found.is_dir:  # else it, or what was above it, was replaced or deleted, and is made anew

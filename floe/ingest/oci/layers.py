@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from floe.ingest.oci import acl, tarheader
-from floe.ingest.oci.links import LINKS_MAX, follow
+from floe.ingest.oci.links import LINKS_MAX, Steps, follow
 from floe.ingest.oci.tarheader import Entry
 from floe.ingest.oci.tarstream import Content, Limited, Sparse, TarStream
 from floe.store.erofs import LINK_MAX, NAME_MAX, XATTR_VALUE_MAX, xattr_name_parts
@@ -106,6 +106,7 @@ class _Builder:
         self._warnings: list[str] = []
         self._last: tuple[bytes, Node] | None = None  # the parent found last, by the name it was asked for
         self._inodes = self._metadata = self._size = 0  # so far, of what was replaced too
+        self._steps = Steps(what)
 
     def tree(self) -> LayerTree:
         implicit = [(path, node) for path, node in self._implicit.values() if self._find(path) is node]
@@ -317,7 +318,7 @@ class _Builder:
                     raise DamagedError(f"{self._name(entry)} lies behind too many symlinks")
                 if child.link.startswith(b"/"):
                     del nodes[1:], path[:]
-                pending.extendleft(reversed(child.link.split(b"/")))
+                pending.extendleft(self._steps.through(child.link))
                 continue
             path.append(part)
             if child is None or is_whiteout(child):
@@ -331,7 +332,12 @@ class _Builder:
     def _implied(self, parent: Node, base: bytes, path: bytes, *, opaque: bool) -> Node:
         if len(base) > NAME_MAX:
             raise DamagedError(f"{self._what} has a symlink through a name of more than {NAME_MAX} bytes")
-        self._count(len(base))
+        if len(path) > PATH_MAX:  # symlinks may lead further than any name
+            raise UnsupportedError(
+                f"{self._what} has symlinks that lead to a directory with a name of {len(path)} bytes; at most {PATH_MAX} fit",
+                hint="containerd cannot unpack this layer either: build the image again",
+            )
+        self._count(len(path))  # all of it is kept
         node = parent.children[base] = Node(stat.S_IFDIR | 0o755)
         if opaque:
             node.xattrs[OPAQUE_XATTR] = OPAQUE_VALUE
@@ -343,7 +349,7 @@ class _Builder:
         """What a hard link names: its directory through symlinks, itself as it is."""
         if parts[:1] == [PLINK_DIR]:
             return self._plinks.get(b"/".join(parts))
-        node, left = follow(self._root, parts, last=False)
+        node, left = follow(self._root, parts, self._steps, last=False)
         return None if left else node
 
     def _find(self, path: bytes) -> Node | None:
