@@ -192,6 +192,7 @@ def _xattr_body(place: _Place, warnings: list[str]) -> bytes:
     if not place.node.xattrs:
         return b""
     body = bytearray(erofs.XATTR_HEADER.pack(0, 0))
+    beyond = 0  # said once: there may be a hundred thousand, each with a long path
     for name, value in sorted(place.node.xattrs.items()):
         parts = erofs.xattr_name_parts(name)
         reason = ""
@@ -204,12 +205,15 @@ def _xattr_body(place: _Place, warnings: list[str]) -> bytes:
         else:
             entry = erofs.XATTR_ENTRY.pack(len(parts[1]), parts[0], len(value)) + parts[1] + value
             if len(body) + len(entry) + 3 > erofs.XATTR_BODY_MAX:
-                reason = f"all of them together take more than {erofs.XATTR_BODY_MAX} bytes"
+                beyond += 1
             else:
                 body += entry + bytes(-len(entry) % 4)
         if reason:
             shown = name.decode("utf-8", "backslashreplace")
             warnings.append(f"{_path(place)}: extended attribute {shown} left out: {reason}")
+    if beyond:
+        reason = f"all of them together take more than {erofs.XATTR_BODY_MAX} bytes"
+        warnings.append(f"{_path(place)}: {beyond} of its extended attributes left out: {reason}")
     return bytes(body) if len(body) > erofs.XATTR_HEADER.size else b""
 
 

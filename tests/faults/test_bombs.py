@@ -8,6 +8,8 @@ import hashlib
 import io
 import itertools
 import json
+import stat
+import string
 import struct
 import tarfile
 
@@ -15,6 +17,7 @@ import pytest
 import zstandard
 from support.memory import at_most
 
+from floe.ingest.erofs_writer import plan_image
 from floe.ingest.oci import compression, layers, links
 from floe.ingest.oci.dockerarchive import DockerArchiveSource
 from floe.ingest.oci.inherit import inherit
@@ -26,7 +29,7 @@ from floe.store.errors import DamagedError, TransitDamageError, UnsupportedError
 from floe.store.frames import decode_frame
 from floe.store.ids import digest, hexdigest
 from floe.store.jsontext import BYTES_MAX
-from floe.store.nodes import FileContent
+from floe.store.nodes import FileContent, Node
 from floe.store.objects.file import FileStore
 from floe.store.objects.keys import WHOLE_MAX
 from floe.store.packindex import MAX_FRAMES, FrameEntry, PackIndex
@@ -226,6 +229,44 @@ def test_attributes_without_end(monkeypatch):
     attributes = {f"SCHILY.xattr.user.{number}": "x" * 60_000 for number in range(10)}
     with at_most(32 * MIB), pytest.raises(UnsupportedError, match="8 MiB"):
         read(headers(1000, pax_headers=attributes))
+
+
+def attributes(count: int, **fields: object):
+    """A tar of one file or other that has so many attributes of four letters, without values."""
+    letters = itertools.islice(itertools.product(string.ascii_lowercase, repeat=4), count)
+    names = {f"SCHILY.xattr.user.{''.join(name)}": "" for name in letters}
+    return [*headers(1, pax_headers=names, **fields)]
+
+
+def test_attributes_that_are_nothing_but_many(monkeypatch):
+    monkeypatch.setattr(layers, "METADATA_MAX", 8 * MIB)
+    pieces = attributes(100_000)
+    with at_most(32 * MIB), pytest.raises(UnsupportedError, match="8 MiB of names and attributes"):
+        read(pieces)
+
+
+def test_attributes_that_an_inode_has_no_room_for():
+    tree = read(attributes(40_000, name="n" * 200)).root
+    with at_most(8 * MIB):
+        warnings = plan_image(tree, {}).warnings
+    (warning,) = warnings
+    assert "7234 of its extended attributes left out: all of them together" in warning
+
+
+def test_attributes_of_an_honest_layer_count_as_what_they_are(monkeypatch):
+    label = {"SCHILY.xattr.security.selinux": "system_u:object_r:lib_t:s0", "SCHILY.xattr.user.a": "1"}
+    counted = sum(len(f"f{n}") + len("security.selinuxuser.a1") + 26 for n in range(1000))
+    monkeypatch.setattr(layers, "METADATA_MAX", counted)
+    read(headers(1000, pax_headers=label))
+
+
+def test_attributes_of_one_directory_under_many_names(monkeypatch):
+    lower = read(attributes(20_000, name="d", type=tarfile.DIRTYPE)).root
+    lower.children.update((b"%d" % number, Node(stat.S_IFLNK | 0o777, link=b"d")) for number in range(100))
+    upper = read(entry for number in range(100) for entry in headers(1, name=f"{number}/x")).implicit
+    monkeypatch.setattr(layers, "METADATA_MAX", 8 * MIB)
+    with at_most(32 * MIB), pytest.raises(UnsupportedError, match="the layer takes more than 8 MiB of attributes"):
+        inherit(upper, [lambda: lower], "the layer")
 
 
 def test_holes_without_end(monkeypatch):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from floe.ingest.oci import layers
 from floe.ingest.oci.links import Steps, follow
+from floe.store.errors import UnsupportedError
 from floe.store.nodes import Node
 
 _TRUSTED = b"trusted."
@@ -18,8 +20,10 @@ _TRUSTED = b"trusted."
 def inherit(implicit: Iterable[tuple[bytes, Node]], lower: Sequence[Callable[[], Node]], what: str) -> None:
     """Give each (path, directory) its mode, owner, times and xattrs from `lower`: roots of layers, topmost first.
 
-    UnsupportedError, with `what` for the layer: the symlinks below lead its names further than STEPS_MAX.
+    UnsupportedError, with `what` for the layer: the symlinks below lead its names further than STEPS_MAX, or to more
+    attributes than METADATA_MAX.
     """
+    held = 0
     steps = Steps(what)
     for path, node in implicit:
         for root in lower:
@@ -27,6 +31,12 @@ def inherit(implicit: Iterable[tuple[bytes, Node]], lower: Sequence[Callable[[],
             if left and found.is_dir:
                 continue  # this layer has no such name
             if found.is_dir:  # else it, or what was above it, was replaced or deleted, and is made anew
+                held += layers.xattrs_cost(found.xattrs)  # one directory below may be found under many names
+                if held > layers.METADATA_MAX:
+                    raise UnsupportedError(
+                        f"{what} takes more than {layers.METADATA_MAX >> 20} MiB of attributes from directories of lower layers",
+                        hint="build the image again, with entries for all directories",
+                    )
                 copy_attributes(found, node)
             break
 

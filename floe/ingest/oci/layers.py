@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +32,8 @@ _ID_MAX = 0xFFFFFFFE
 PATH_MAX = 4095  # bytes of a name: the longest that an unpacker can make
 CONTENT_MAX = 16 << 40  # bytes of all files, holes included: the largest file of ext4
 METADATA_MAX = 512 << 20  # bytes of all names, link targets and extended attributes
+_XATTR_COST = 150  # bytes of memory that an extended attribute takes beside its own
+_XATTRS_FREE = 4  # of an inode: no more than what INODES_MAX allows for
 _WARNINGS_MAX = 100
 _DEVICES = {tarheader.CHAR: stat.S_IFCHR, tarheader.BLOCK_DEVICE: stat.S_IFBLK, tarheader.FIFO: stat.S_IFIFO}
 
@@ -63,6 +65,14 @@ class LayerTree:
     implicit: list[tuple[bytes, Node]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     end: int = 0
+
+
+def xattrs_cost(xattrs: Mapping[bytes, bytes]) -> int:
+    """Bytes that an inode's extended attributes count for in METADATA_MAX: many short ones take much more than they are."""
+    if not xattrs:  # nearly always
+        return 0
+    own = sum(len(name) + len(value) for name, value in xattrs.items())
+    return own + _XATTR_COST * max(0, len(xattrs) - _XATTRS_FREE)
 
 
 def is_whiteout(node: Node) -> bool:
@@ -113,8 +123,7 @@ class _Builder:
         return LayerTree(self._root, implicit, self._warnings)
 
     def add(self, entry: Entry, stream: TarStream) -> None:
-        xattrs = sum(len(name) + len(value) for name, value in entry.xattrs.items()) if entry.xattrs else 0
-        self._count(len(entry.name) + len(entry.link) + xattrs)
+        self._count(len(entry.name) + len(entry.link) + xattrs_cost(entry.xattrs))
         parts = self._parts(entry.name, entry)
         if not parts:
             self._root.mtime, self._root.mtime_ns = entry.mtime, entry.mtime_ns
