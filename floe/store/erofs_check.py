@@ -1,8 +1,8 @@
-"""Is an image safe to hand to the kernel? All of it is looked at once, before the first mount.
+"""Is an image safe to hand to the kernel, or to read? All of it is looked at once, before the first mount.
 
 Images come from the store, which others can write; the kernel's EROFS trusts more than it should. An image passes when
-it is what Floe's writer could have made: what erofs_reader.py checks, and that no two inodes claim the same bytes beyond
-what the image holds, so that the work is bounded by its size. No node is made: 100,000 inodes take half a second.
+it is what Floe's writer could have made: its directories, types and links agree, and no inodes claim more bytes together than
+the image holds, so that the work is bounded by its size. No node is made: 100,000 inodes take half a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""EROFS image to node tree: everything is checked before it is believed, for images come over the network.
+"""EROFS image to node tree: all of it is checked first (erofs_check.py), for images come over the network.
 
 Reads what Floe writes (see erofs.py). DamagedError: the bytes contradict themselves or the format; UnsupportedError:
 valid EROFS, perhaps, but features that Floe's trees do not use.
@@ -11,7 +11,7 @@ import stat
 from floe.store.erofs_check import check_image
 from floe.store.erofs_inodes import Inode, Inodes
 from floe.store.ids import Buffer
-from floe.store.nodes import Chunk, FileContent, Node, blocks
+from floe.store.nodes import Chunk, FileContent, Node
 from floe.store.packindex import BLOCK
 
 
@@ -20,60 +20,45 @@ def read_image(image: Buffer, what: str = "tree image") -> Node:
 
     Chunks come without digests; those of a large file end where the file ends. Raises DamagedError, UnsupportedError.
     """
-    check_image(
-        image, what
-    )  # bounds what is made of it: inodes that claim the same bytes would each become a node of their own
+    # This bounds what is made of it, too: inodes that share their bytes would each become a node of their own.
+    check_image(image, what)
     return _Reader(image, what).run()
 
 
 class _Reader:
+    """Of an image that was checked as a whole: what its inodes and directories say agrees."""
+
     def __init__(self, image: Buffer, what: str) -> None:
         self._image = Inodes(image, what)
-        self._nodes: dict[int, tuple[Inode, Node]] = {}
-        self._names: dict[int, int] = {}  # nid -> names found, of what is no directory
+        self._nodes: dict[int, Node] = {}  # by nid
 
     def run(self) -> Node:
         """Every inode that the root leads to."""
-        image = self._image
-        root, root_node = self._read(image.superblock.root_nid)
-        if not root_node.is_dir:
-            raise image.damaged("the root is not a directory")
-        pending = [(root, root_node, root)]
+        root = self._image.inode(self._image.superblock.root_nid)
+        pending = [(root, self._read(root))]
         while pending:
-            directory, node, parent = pending.pop()
-            links = 2
-            for name, nid, kind in self._entries(directory, parent):
-                known = nid in self._nodes
-                child, child_node = self._nodes[nid] if known else self._read(nid)
-                if stat.S_IFMT(child.mode) != kind:
-                    raise image.damaged(f"{name!r} is of another type than its directory says")
-                node.children[name] = child_node
-                if child_node.is_dir:
-                    if known:
-                        raise image.damaged(f"directory {name!r} is found at two places")
-                    links += 1
-                    pending.append((child, child_node, directory))
-                else:
-                    self._names[nid] = self._names.get(nid, 0) + 1
-            if links != directory.links:
-                raise image.damaged(f"a directory with {links - 2} subdirectories has {directory.links} links")
-        for nid, found in self._names.items():
-            if self._nodes[nid][0].links != found:
-                raise image.damaged(f"inode {nid} has {found} names but {self._nodes[nid][0].links} links")
-        if len(self._nodes) != image.superblock.inodes:
-            raise image.damaged(f"{len(self._nodes)} inodes were found, {image.superblock.inodes} announced")
-        return root_node
+            directory, node = pending.pop()
+            for name, nid, kind, _ in self._image.entries(directory):
+                if name in (b".", b".."):
+                    continue
+                child = self._nodes.get(nid)
+                if child is None:
+                    inode = self._image.inode(nid)
+                    child = self._read(inode)
+                    if kind == stat.S_IFDIR:
+                        pending.append((inode, child))
+                node.children[name] = child
+        return self._nodes[root.nid]
 
-    def _read(self, nid: int) -> tuple[Inode, Node]:
-        inode = self._image.inode(nid)
+    def _read(self, inode: Inode) -> Node:
         xattrs = self._image.xattrs(inode)
         node = Node(inode.mode, inode.uid, inode.gid, inode.mtime, inode.mtime_ns, inode.rdev, xattrs=xattrs)
         if stat.S_ISREG(inode.mode):
             node.content = self._content(inode)
         elif stat.S_ISLNK(inode.mode):
             node.link = self._image.link(inode)
-        self._nodes[nid] = inode, node
-        return inode, node
+        self._nodes[inode.nid] = node
+        return node
 
     def _content(self, inode: Inode) -> FileContent | None:
         if not inode.size:
@@ -84,21 +69,3 @@ class _Reader:
             for found in self._image.chunks(inode, 0, -(-inode.size >> bits))
         )
         return FileContent(inode.size, bits, chunks)
-
-    def _entries(self, directory: Inode, parent: Inode) -> list[tuple[bytes, int, int]]:
-        """(name, nid, type of file) of all entries but `.` and `..`, which are checked."""
-        entries: list[tuple[bytes, int, int]] = []
-        dots: dict[bytes, tuple[int, int]] = {}
-        last = b""
-        for number in range(blocks(directory.size)):
-            for name, nid, kind, _ in self._image.block_entries(directory, number):
-                if name <= last:
-                    raise self._image.damaged(f"directory {directory.nid} is not sorted at {name!r}")
-                last = name
-                if name in (b".", b".."):
-                    dots[name] = (nid, kind)
-                else:
-                    entries.append((name, nid, kind))
-        if dots != {b".": (directory.nid, stat.S_IFDIR), b"..": (parent.nid, stat.S_IFDIR)}:
-            raise self._image.damaged(f"directory {directory.nid} does not name itself and its parent")
-        return entries

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support import images, pushing, redis_server
+from support import images, pushing
 from support.floe_node import wait_until
 from support.notifying import SECRET, event, post, webhook
 from support.pushing import push
@@ -38,18 +38,6 @@ from floe.store.index.jobs import CHECK, DONE, REFUSED, UNCHANGED, Job
 from floe.store.objects.memory import MemoryStore
 from floe.store.profile import Profile, Touch
 from floe.store.profiles import ProfileStore, layer_source
-
-
-@pytest.fixture
-def catalog():
-    with contextlib.closing(Catalog(MemoryStore(), open_index(None))) as made:
-        yield made
-
-
-@pytest.fixture
-def queue(catalog):
-    with contextlib.closing(pushing.open_jobs(catalog, redis_server.standalone().url())) as made:
-        yield made
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from support import images, pushing, redis_server, seaweed
+from support import images, redis_server, seaweed
 from support.floe_node import Node, wait_until
 from support.signing import signer, signing, trusting
 from support.stores import StoreWrapper
@@ -83,18 +83,6 @@ class FakeNode:
 @pytest.fixture
 def node():
     return FakeNode()
-
-
-@pytest.fixture
-def catalog():
-    with contextlib.closing(Catalog(MemoryStore(), open_index(None))) as made:
-        yield made
-
-
-@pytest.fixture
-def queue(catalog):
-    with contextlib.closing(pushing.open_jobs(catalog, redis_server.standalone().url())) as made:
-        yield made
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from support import pushing, redis_server
+from support import redis_server
 from support.floe_node import wait_until
 from support.notifying import SECRET, event, post, webhook
 
@@ -15,20 +15,8 @@ from floe.indexer import webhook as webhook_module
 from floe.indexer.events import BODY_MAX
 from floe.indexer.webhook import Webhook, parse_listen
 from floe.store import places as places_module
-from floe.store.catalog import Catalog
 from floe.store.errors import AccessDeniedError, BadInputError, UnavailableError
 from floe.store.imagepolicy import ImageRule
-from floe.store.index import open_index
-from floe.store.objects.memory import MemoryStore
-
-
-@pytest.fixture
-def queue():
-    with (
-        contextlib.closing(Catalog(MemoryStore(), open_index(None))) as catalog,
-        contextlib.closing(pushing.open_jobs(catalog, redis_server.standalone().url())) as made,
-    ):
-        yield made
 
 
 def test_who_does_not_know_the_secret_is_refused(queue, tmp_path):
